@@ -1,0 +1,112 @@
+//! The bus's subjects and who may use them.
+//!
+//! On a host's bus everything about a project begins with `project.<id>.`. On the master's bus everything about a host begins
+//! with `host.<id>.`, and what an account may watch with `account.<id>.`. Replies go to inboxes below a prefix that only their owner knows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AccountId, HostId, OperationId, ProjectId, Role};
+
+/// What a connection may publish and subscribe to, as subjects with `*` and `>`. A subscription is allowed if a pattern
+/// here covers all that it could match.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Permissions {
+    pub publish: Vec<String>,
+    pub subscribe: Vec<String>,
+}
+
+/// Where a client presents one more connect token on a socket that is connected already, or renews one. The payload is the token;
+/// the reply is [`GrantReply`].
+pub const GRANT_ADD: &str = "_ATOLL.grant.add";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantReply {
+    Ok { project: ProjectId, expires_at: crate::Timestamp },
+    Error(crate::Error),
+}
+
+/// The prefix of a token holder's reply inbox: `_INBOX.<jti>`. Stock clients take it as "custom inbox prefix".
+pub fn inbox_prefix(jti: &str) -> String {
+    format!("_INBOX.{jti}")
+}
+
+/// Whether a caller's stream id is one: 16 to 64 of `a-z A-Z 0-9`.
+pub fn is_stream_id(text: &str) -> bool {
+    (16..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+pub fn project(project: ProjectId, rest: &str) -> String {
+    format!("project.{project}.{rest}")
+}
+
+/// The subject of a stream's data, `part` being `in`, `out`, `err`, `event` or `exit`.
+pub fn stream(project: ProjectId, stream: &str, part: &str) -> String {
+    format!("project.{project}.stream.{stream}.{part}")
+}
+
+/// Where the master sends a host its commands.
+pub fn host_command(host: HostId) -> String {
+    format!("host.{host}.command")
+}
+
+/// Where a host sends its reports.
+pub fn host_report(host: HostId) -> String {
+    format!("host.{host}.report")
+}
+
+/// Where an operation's changes are published on the master's bus (an `OperationView` as JSON).
+pub fn operation(account: AccountId, operation: OperationId) -> String {
+    format!("account.{account}.operation.{operation}")
+}
+
+/// What a user's connect token allows on a host's bus.
+pub fn project_permissions(id: ProjectId, role: Role, jti: &str) -> Permissions {
+    let inbox = format!("{}.>", inbox_prefix(jti));
+    if role.may_write() {
+        let all = ["exec.>", "terminal.>", "stream.>", "agent.info"].map(|rest| project(id, rest));
+        Permissions { publish: all.to_vec(), subscribe: vec![project(id, "stream.>"), project(id, "state"), inbox] }
+    } else {
+        Permissions { publish: vec![project(id, "agent.info")], subscribe: vec![project(id, "state"), inbox] }
+    }
+}
+
+/// What the agent of a project may do on its host's bus.
+pub fn agent_permissions(id: ProjectId) -> Permissions {
+    Permissions {
+        publish: vec![project(id, "stream.>"), project(id, "agent.hello"), "_INBOX.>".into()],
+        subscribe: [project(id, "exec.>"), project(id, "terminal.>"), project(id, "stream.>"), project(id, "agent.info")].to_vec(),
+    }
+}
+
+/// What a host may do on the master's bus.
+pub fn host_permissions(id: HostId) -> Permissions {
+    Permissions { publish: vec![host_report(id), "_INBOX.>".into()], subscribe: vec![host_command(id), format!("_INBOX.{id}.>")] }
+}
+
+/// What a logged-in account may do on the master's bus.
+pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
+    Permissions { publish: vec![], subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))] }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    #[test]
+    fn roles_are_as_in_the_golden_table() {
+        let id = "0198c0de-0000-7000-8000-000000000003".parse().unwrap();
+        let mut text = String::new();
+        for role in Role::ALL {
+            let permissions = project_permissions(id, role, "JTI");
+            writeln!(text, "{role:?}").unwrap();
+            permissions.publish.iter().for_each(|subject| writeln!(text, "  publish   {subject}").unwrap());
+            permissions.subscribe.iter().for_each(|subject| writeln!(text, "  subscribe {subject}").unwrap());
+        }
+        insta::with_settings!({ snapshot_path => "../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!("roles", text);
+        });
+    }
+}

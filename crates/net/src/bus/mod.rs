@@ -1,0 +1,147 @@
+//! The bus: messages by subject, with wildcards, queue groups, requests and "no responders", as NATS has them.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use atoll_contract::{Error, ErrorCode};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Headers of a message, in order, with repetition allowed (NATS message headers, ADR-4).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Headers {
+    /// The status line's code, such as 503 for "no responders".
+    pub status: Option<u16>,
+    pub fields: Vec<(String, String)>,
+}
+
+impl Headers {
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.fields.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.status.is_none() && self.fields.is_empty()
+    }
+}
+
+/// A message, as published and as delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub subject: Arc<str>,
+    pub reply: Option<Arc<str>>,
+    pub headers: Headers,
+    pub payload: Bytes,
+}
+
+impl Message {
+    pub fn new(subject: impl Into<Arc<str>>, payload: impl Into<Bytes>) -> Self {
+        Self { subject: subject.into(), reply: None, headers: Headers::default(), payload: payload.into() }
+    }
+}
+
+/// What a subscriber reads. Dropping it unsubscribes.
+#[derive(Debug)]
+pub struct Subscription {
+    pub messages: mpsc::Receiver<Message>,
+    /// Dropped with the subscription; whoever feeds it unsubscribes then.
+    #[allow(dead_code, reason = "held for its drop")]
+    guard: Option<Unsubscribe>,
+}
+
+impl Subscription {
+    pub fn new(messages: mpsc::Receiver<Message>, guard: Option<Unsubscribe>) -> Self {
+        Self { messages, guard }
+    }
+
+    pub async fn next(&mut self) -> Option<Message> {
+        self.messages.recv().await
+    }
+}
+
+/// Runs a closure when it is dropped.
+pub struct Unsubscribe(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Unsubscribe {
+    pub fn new(undo: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(undo)))
+    }
+}
+
+impl std::fmt::Debug for Unsubscribe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unsubscribe")
+    }
+}
+
+impl Drop for Unsubscribe {
+    fn drop(&mut self) {
+        if let Some(undo) = self.0.take() {
+            undo();
+        }
+    }
+}
+
+/// One connection to a bus, whichever road it takes: in process, NATS wire over a unix socket, or a stock client (async-nats).
+/// All bounds are the connection's own; every method ends by itself.
+pub trait Conn: Send + Sync + 'static {
+    /// Hands a message to the bus. Waits while the connection's own outbound queue is full.
+    ///
+    /// # Errors
+    /// `too_large`, `forbidden` where that is known at once, `unavailable` if the connection has ended.
+    fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Subscribes, in a queue group if one is named. Returns when the bus knows of it: what is published later is not missed.
+    fn subscribe<'a>(&'a self, subject: &'a str, queue: Option<&'a str>) -> BoxFuture<'a, Result<Subscription, Error>>;
+
+    /// Publishes with a reply inbox of this connection's own and waits for one answer.
+    ///
+    /// # Errors
+    /// `no_responders` if nobody subscribes to the subject, `timed_out` after `timeout`, and those of publish.
+    fn request(&self, message: Message, timeout: Duration) -> BoxFuture<'_, Result<Message, Error>>;
+}
+
+/// What someone who connects presents, from the CONNECT line (or directly, in process).
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// `auth_token`.
+    pub token: Option<String>,
+    /// `nkey` and `sig`: a public user nkey, and its signature of the nonce that the server sent in INFO.
+    pub nkey: Option<String>,
+    pub signature: Option<String>,
+    pub nonce: String,
+    /// The name that the client gives itself, for people.
+    pub name: Option<String>,
+}
+
+/// A right to publish and subscribe, with an end. A connection holds one or more.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// What it is for, such as the project's id. A grant of the same key replaces the older one (a renewal).
+    pub key: String,
+    pub permissions: atoll_contract::subject::Permissions,
+    /// Absent: as long as the connection lives.
+    pub expires_at: Option<atoll_contract::Timestamp>,
+}
+
+/// Decides who may connect. A connection whose last grant has expired is closed.
+pub trait Authenticator: Send + Sync + 'static {
+    /// # Errors
+    /// `unauthenticated`; the client is told "Authorization Violation" and no more.
+    fn connect(&self, credentials: &Credentials) -> Result<Vec<Grant>, Error>;
+
+    /// A further token, presented with [`atoll_contract::subject::GRANT_ADD`].
+    ///
+    /// # Errors
+    /// As [`verify`](atoll_contract::claims::verify); the connection goes on as it was.
+    fn grant(&self, token: &str) -> Result<Grant, Error> {
+        let _ = token;
+        Err(Error::new(ErrorCode::Unsupported, "This bus takes no further grants."))
+    }
+}

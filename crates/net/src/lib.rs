@@ -1,0 +1,5 @@
+//! The roads between the parts: the bus (a subject router that speaks the NATS client protocol), byte streams over it, and the clock.
+
+pub mod bus;
+pub mod clock;
+pub mod stream;
