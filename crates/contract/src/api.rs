@@ -5,6 +5,8 @@ use utoipa::ToSchema;
 
 use crate::{
     AccountId, ApiKeyId, Generation, HostId, OperationId, ProjectId, Role, Timestamp,
+    host::HostView,
+    operation::OperationView,
     placement::{Placement, Requirements},
     project::{ProjectSpec, ProjectView},
 };
@@ -72,6 +74,31 @@ pub struct ApiKeyView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub used_at: Option<Timestamp>,
+}
+
+/// `GET /v1/keys`: the caller's own keys, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApiKeyList {
+    pub keys: Vec<ApiKeyView>,
+}
+
+/// `POST /v1/accounts`, for an admin: a further account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AccountRequest {
+    pub name: String,
+    pub password: String,
+    #[serde(default)]
+    pub admin: bool,
+}
+
+/// `GET /v1/accounts`, for an admin: all accounts, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccountList {
+    pub accounts: Vec<AccountView>,
+    /// Give this as `after` for the next page; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// The one time that a key's text is shown.
@@ -150,6 +177,21 @@ pub struct JoinTokenReply {
     pub token: String,
     #[schema(value_type = String)]
     pub expires_at: Timestamp,
+}
+
+/// `GET /v1/hosts`: all hosts, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostList {
+    pub hosts: Vec<HostView>,
+}
+
+/// `GET /v1/operations`: newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationList {
+    pub operations: Vec<OperationView>,
+    /// Give this as `after` for the next page (of older ones); absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// `PATCH /v1/hosts/{id}`.

@@ -21,9 +21,9 @@ pub enum FileKind {
 /// One entry of a directory, or the answer to a stat. Symlinks are described, never followed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileEntry {
-    /// The last part of the path. Bytes that aren't UTF-8 are percent-encoded in `path`; here they show as U+FFFD.
+    /// The last part of the path, as it is; bytes that aren't UTF-8 show as U+FFFD here. Empty for home itself.
     pub name: String,
-    /// Relative to home, percent-encoded where a name isn't UTF-8, so that it can be asked for again.
+    /// Relative to home and percent-encoded, so that it can be asked for again: it goes into a URL after `/files/` as it is.
     pub path: String,
     pub kind: FileKind,
     /// Bytes; 0 for a directory.
@@ -35,7 +35,7 @@ pub struct FileEntry {
     /// Where a symlink points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Changes when the content does; use it in `If-Match`.
+    /// Changes when the content does; with its quotes, as it goes into `If-Match`.
     pub etag: String,
 }
 
@@ -43,7 +43,20 @@ pub struct FileEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileList {
     pub entries: Vec<FileEntry>,
-    /// Give this as `after` for the next page; absent at the end.
+    /// Give this as `after` for the next page; absent at the end. It needs no encoding in a URL and means nothing otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+/// What came out of a tar that was unpacked into a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Unpacked {
+    pub files: u64,
+    pub directories: u64,
+    pub symlinks: u64,
+    pub hard_links: u64,
+    /// Sockets, pipes and devices, which aren't made.
+    pub skipped: u64,
+    /// Bytes in files.
+    pub bytes: u64,
 }

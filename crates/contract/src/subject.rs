@@ -19,6 +19,10 @@ pub struct Permissions {
 /// the reply is [`GrantReply`].
 pub const GRANT_ADD: &str = "_ATOLL.grant.add";
 
+/// Where any client may ask the bus itself for an answer: a round trip, after which the bus knows all that this client sent before. Without a
+/// payload the answer is empty; if the payload is a subject, it is [`Reply`](crate::agent::Reply) of `()`: whether the connection may subscribe to it.
+pub const BUS_PING: &str = "_ATOLL.ping";
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantReply {
@@ -58,6 +62,11 @@ pub fn host_report(host: HostId) -> String {
 /// Where an operation's changes are published on the master's bus (an `OperationView` as JSON).
 pub fn operation(account: AccountId, operation: OperationId) -> String {
     format!("account.{account}.operation.{operation}")
+}
+
+/// Where a project's changes are published on the master's bus, for its owner (a `ProjectView` as JSON).
+pub fn account_project(account: AccountId, project: ProjectId) -> String {
+    format!("account.{account}.project.{project}")
 }
 
 /// What a user's connect token allows on a host's bus.
