@@ -6,6 +6,30 @@ use atoll_contract::{Error, ErrorCode};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+pub mod client;
+mod client_task;
+mod inlet;
+mod limits;
+mod local;
+mod lookup;
+mod nkey;
+mod operations;
+mod outbound;
+mod pump;
+mod rights;
+mod router;
+mod server;
+mod session;
+pub mod stock;
+mod subject;
+mod trie;
+mod websocket;
+mod wire;
+
+pub use limits::BusLimits;
+pub use nkey::nkey_proves;
+pub use router::{BusStats, ConnectionView, Router};
+
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Headers of a message, in order, with repetition allowed (NATS message headers, ADR-4).
@@ -46,7 +70,8 @@ impl Message {
     }
 }
 
-/// What a subscriber reads. Dropping it unsubscribes.
+/// What a subscriber reads. Dropping it unsubscribes. It ends (`None`) when its connection ends, when its grant does, and when its reader falls
+/// behind by more than the bounds: an end is seen, a gap would not be. (The published client, by its nature, leaves gaps and connects again.)
 #[derive(Debug)]
 pub struct Subscription {
     pub messages: mpsc::Receiver<Message>,
@@ -132,6 +157,11 @@ pub struct Grant {
 
 /// Decides who may connect. A connection whose last grant has expired is closed.
 pub trait Authenticator: Send + Sync + 'static {
+    /// Whether a client must present credentials. If not, one may begin without CONNECT, and gets the grants for empty credentials.
+    fn required(&self) -> bool {
+        true
+    }
+
     /// # Errors
     /// `unauthenticated`; the client is told "Authorization Violation" and no more.
     fn connect(&self, credentials: &Credentials) -> Result<Vec<Grant>, Error>;

@@ -1,0 +1,163 @@
+//! What waits to be read from one subscription inside this process, and the replies that a connection waits for.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use atoll_contract::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Message, outbound::Pushed};
+
+/// The feeding end of a [`Subscription`](super::Subscription), bounded in messages and in bytes.
+///
+/// A reader that falls further behind loses the subscription: its receiver ends after what is queued. That is seen, a gap would not be.
+#[derive(Debug)]
+pub(crate) struct Inlet {
+    state: Mutex<State>,
+    max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Taken out when the subscription ends.
+    sender: Option<mpsc::Sender<Message>>,
+    /// Sizes of what is queued, oldest first. The channel doesn't say what was read, but it is read in order, so the count tells.
+    sizes: VecDeque<usize>,
+    bytes: usize,
+}
+
+impl Inlet {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> (Self, mpsc::Receiver<Message>) {
+        let (sender, receiver) = mpsc::channel(max_messages.max(1));
+        (Self { state: Mutex::new(State { sender: Some(sender), sizes: VecDeque::new(), bytes: 0 }), max_bytes }, receiver)
+    }
+
+    pub(crate) fn push(&self, message: Message) -> Pushed {
+        let mut state = self.lock();
+        let Some(sender) = state.sender.as_ref() else { return Pushed::Closed };
+        let (most, free) = (sender.max_capacity(), sender.capacity());
+        while state.sizes.len() > most - free {
+            state.bytes -= state.sizes.pop_front().unwrap_or(0);
+        }
+        let size = size(&message);
+        if free == 0 || state.bytes + size > self.max_bytes.max(size) {
+            state.sender = None;
+            return Pushed::Full;
+        }
+        let sent = state.sender.as_ref().is_some_and(|sender| sender.try_send(message).is_ok());
+        if !sent {
+            state.sender = None; // the reader is gone
+            return Pushed::Closed;
+        }
+        state.sizes.push_back(size);
+        state.bytes += size;
+        if free <= most / 2 || state.bytes > self.max_bytes / 2 { Pushed::Crowded } else { Pushed::Done }
+    }
+
+    /// Ends the subscription after what is queued.
+    pub(crate) fn close(&self) {
+        self.lock().sender = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Roughly what a message takes in memory.
+fn size(message: &Message) -> usize {
+    let fields: usize = message.headers.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+    message.payload.len() + fields + message.subject.len() + 128
+}
+
+/// The requests of one connection that wait for an answer: all of its inboxes are tokens below one subscription.
+#[derive(Debug, Default)]
+pub(crate) struct Replies(Mutex<HashMap<Box<str>, Waiting>>);
+
+#[derive(Debug)]
+struct Waiting {
+    subject: Box<str>,
+    answer: oneshot::Sender<Result<Message, Error>>,
+}
+
+/// Requests of one connection that wait at once.
+const MAX_WAITING: usize = 64 << 10;
+
+impl Replies {
+    /// Expects an answer at the inbox that ends in this token. `None` if too many wait already.
+    pub(crate) fn expect(&self, token: &str, subject: &str) -> Option<oneshot::Receiver<Result<Message, Error>>> {
+        let (answer, receiver) = oneshot::channel();
+        let mut all = self.lock();
+        if all.len() >= MAX_WAITING {
+            return None;
+        }
+        all.insert(token.into(), Waiting { subject: subject.into(), answer });
+        Some(receiver)
+    }
+
+    pub(crate) fn forget(&self, token: &str) {
+        self.lock().remove(token);
+    }
+
+    /// Hands an answer to whom it is for. Another one to the same inbox, or one that comes too late, is nobody's.
+    pub(crate) fn answer(&self, message: Message) {
+        let token = message.subject.rsplit('.').next().unwrap_or_default();
+        let waiting = self.lock().remove(token);
+        if let Some(waiting) = waiting {
+            let _ = waiting.answer.send(Ok(message)); // the caller may have given up
+        }
+    }
+
+    /// Fails the requests to this subject, or all.
+    pub(crate) fn fail(&self, subject: Option<&str>, error: &Error) {
+        let failed: Vec<_> = {
+            let mut all = self.lock();
+            all.extract_if(|_, waiting| subject.is_none_or(|subject| *waiting.subject == *subject)).collect()
+        };
+        for (_, waiting) in failed {
+            let _ = waiting.answer.send(Err(error.clone()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Waiting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_falls_behind_loses_the_subscription_not_messages_in_between() {
+        let (inlet, mut receiver) = Inlet::new(4, 1 << 20);
+        let pushed: Vec<_> = (0..6u8).map(|n| inlet.push(Message::new("a", vec![n]))).collect();
+        assert_eq!(pushed, [Pushed::Done, Pushed::Done, Pushed::Crowded, Pushed::Crowded, Pushed::Full, Pushed::Closed]);
+        for n in 0..4 {
+            assert_eq!(receiver.try_recv().unwrap().payload[0], n);
+        }
+        assert_eq!(receiver.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_freed_by_reading() {
+        let (inlet, mut receiver) = Inlet::new(1000, 10_000);
+        for _ in 0..100 {
+            assert_ne!(inlet.push(Message::new("a", vec![0; 4000])), Pushed::Full);
+            assert_ne!(inlet.push(Message::new("a", vec![0; 4000])), Pushed::Full);
+            receiver.try_recv().unwrap();
+            receiver.try_recv().unwrap();
+        }
+        assert_ne!(inlet.push(Message::new("a", vec![0; 50_000])), Pushed::Full, "one message always has room");
+        assert_eq!(inlet.push(Message::new("a", vec![0; 50_000])), Pushed::Full);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_noticed() {
+        let (inlet, receiver) = Inlet::new(4, 1000);
+        drop(receiver);
+        assert_eq!(inlet.push(Message::new("a", "")), Pushed::Closed);
+    }
+}

@@ -1,0 +1,308 @@
+//! What a client's operations do: one function for each.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering},
+};
+
+use atoll_contract::{
+    Error, ErrorCode, Timestamp,
+    agent::Reply,
+    subject::{BUS_PING, GRANT_ADD, GrantReply},
+};
+use bytes::Bytes;
+
+use super::{
+    Credentials, Grant,
+    lookup::{Found, Verdict},
+    rights::Grants,
+    server::{Connection, Goodbye, error_line},
+    session::{Publication, Sink, Sub},
+    subject::{is_literal, is_pattern, is_queue},
+    wire::{ClientOp, Connect, NO_RESPONDERS, Publish, well_formed},
+};
+
+impl Connection {
+    pub(super) fn operation(&mut self, op: ClientOp<'_>, frame: Option<&Bytes>) -> Result<(), Goodbye> {
+        if !self.connected && !matches!(op, ClientOp::Connect(_)) {
+            if self.auth.required() {
+                return Err(Goodbye(AUTHORIZATION_VIOLATION));
+            }
+            self.authenticate(Credentials { nonce: self.nonce.clone(), ..Credentials::default() })?;
+            self.verbose = true; // as nats-server takes a client that says nothing
+        }
+        match op {
+            ClientOp::Publish(publish) => {
+                self.in_messages += 1;
+                self.in_bytes += (publish.headers.len() + publish.payload.len()) as u64;
+                if !self.publish(&publish, frame)? {
+                    return Ok(());
+                }
+            }
+            ClientOp::Subscribe { subject, queue, sid } => {
+                if let Err(words) = self.subscribe(subject, queue, sid) {
+                    self.say(&error_line(&words));
+                    return Ok(());
+                }
+            }
+            ClientOp::Unsubscribe { sid, max } => self.unsubscribe(sid, max),
+            ClientOp::Connect(json) => self.connect(json)?,
+            ClientOp::Ping => {
+                self.say(b"PONG\r\n");
+                return Ok(());
+            }
+            ClientOp::Pong | ClientOp::Ok => return Ok(()), // that something came has been noted for the batch
+        }
+        if self.verbose {
+            self.say(b"+OK\r\n");
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, json: &[u8]) -> Result<(), Goodbye> {
+        let Ok(connect) = serde_json::from_slice::<Connect>(json) else { return Err(Goodbye("Unknown Protocol Operation")) };
+        self.verbose = connect.verbose;
+        self.tell_no_responders = connect.no_responders && connect.headers;
+        self.session.headers.store(connect.headers, Ordering::Relaxed);
+        self.session.echo.store(connect.echo, Ordering::Relaxed);
+        if self.connected {
+            return Ok(()); // the options may change, who it is may not
+        }
+        let name = connect.name.clone().unwrap_or_default();
+        let _ = self.session.name.set(name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()); // set once: this is the first CONNECT
+        self.authenticate(Credentials {
+            token: connect.auth_token.or(connect.jwt),
+            nkey: connect.nkey,
+            signature: connect.sig,
+            nonce: self.nonce.clone(),
+            name: connect.name,
+        })
+    }
+
+    fn authenticate(&mut self, credentials: Credentials) -> Result<(), Goodbye> {
+        let now = self.router.clock.now();
+        let grants = match self.auth.connect(&credentials) {
+            Ok(grants) => Grants::new(grants, self.router.limits.grants_per_connection),
+            Err(error) => {
+                tracing::info!(connection = self.session.id, peer = %self.session.peer, %error, "the bus refuses a client");
+                return Err(Goodbye(AUTHORIZATION_VIOLATION));
+            }
+        };
+        self.session.change_grants(|held| {
+            *held = grants;
+            held.expire(now);
+        });
+        self.connected = true;
+        self.reload();
+        if self.session.held().grants.is_empty() { Err(Goodbye(AUTHORIZATION_VIOLATION)) } else { Ok(()) }
+    }
+
+    /// Publishes, or says why not. Whether the operation succeeded.
+    fn publish(&mut self, publish: &Publish<'_>, frame: Option<&Bytes>) -> Result<bool, Goodbye> {
+        if publish.with_headers {
+            if !self.session.headers.load(Ordering::Relaxed) {
+                return Err(Goodbye("message headers not supported"));
+            }
+            if !well_formed(publish.headers) {
+                self.say(&error_line("Invalid Message Headers"));
+                return Ok(false);
+            }
+        }
+        let reply = match publish.reply.map(std::str::from_utf8) {
+            None => None,
+            Some(Ok(reply)) if is_literal(reply, self.router.limits.subject_tokens) => Some(reply),
+            Some(_) => {
+                self.say(&error_line("Invalid Reply Subject"));
+                return Ok(false);
+            }
+        };
+        // a reply at an unknown subject is asked for once and never again: there is nothing to remember
+        if let Some(reply) = reply.filter(|reply| !self.rights.may_ask_reply(reply)) {
+            self.say(&error_line(&format!("Permissions Violation for Publish with Reply of {reply:?}")));
+            return Ok(false);
+        }
+        self.cache.at(self.router.generation());
+        if self.cache.get(publish.subject).is_none() {
+            let found = self.look_up(publish.subject);
+            self.cache.put(found);
+        }
+        let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse_subject()) };
+        let publication = Publication::new(&found.subject, reply, publish.headers, publish.payload);
+        match found.verdict {
+            Verdict::Allowed => {}
+            Verdict::Invalid => return Ok(self.refuse_subject()),
+            Verdict::Refused if &*found.subject == GRANT_ADD => return Ok(self.add_grant(reply, publish.payload)),
+            Verdict::Refused if &*found.subject == BUS_PING => return Ok(self.pong(reply, publish.payload)),
+            Verdict::Refused => {
+                let words = format!("Permissions Violation for Publish to {:?}", found.subject);
+                self.say(&error_line(&words));
+                return Ok(false);
+            }
+        }
+        if let Some(frame) = frame {
+            let _ = publication.shared.set(frame.slice_ref(publish.payload)); // it is new and empty
+        }
+        let except = (!self.session.echo.load(Ordering::Relaxed)).then_some(self.session.id);
+        let count = self.router.publish(&found.matched, &publication, &mut self.hand, except);
+        if count == 0 && reply.is_some() && self.tell_no_responders {
+            self.answer(reply, NO_RESPONDERS, &[]);
+        }
+        Ok(true)
+    }
+
+    fn refuse_subject(&mut self) -> bool {
+        self.say(&error_line("Invalid Publish Subject"));
+        false
+    }
+
+    fn look_up(&self, subject: &[u8]) -> Found {
+        let text = String::from_utf8_lossy(subject);
+        let valid = matches!(text, Cow::Borrowed(_)) && is_literal(&text, self.router.limits.subject_tokens);
+        let own = &*text == GRANT_ADD || &*text == BUS_PING; // spoken to the bus itself, whatever else is allowed
+        let verdict = match valid {
+            false => Verdict::Invalid,
+            true if !own && self.rights.may_publish(&text) => Verdict::Allowed,
+            true => Verdict::Refused,
+        };
+        let matched = if verdict == Verdict::Allowed { Arc::new(self.router.find(&text)) } else { Arc::default() };
+        Found { subject: text.into(), verdict, matched }
+    }
+
+    fn subscribe(&mut self, pattern: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), String> {
+        let limits = &self.router.limits;
+        let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "Invalid Subject".to_owned());
+        let (pattern, queue) = (text(pattern)?, queue.map(text).transpose()?);
+        if !is_pattern(pattern, limits.subject_tokens) || queue.is_some_and(|queue| !is_queue(queue)) {
+            return Err("Invalid Subject".into());
+        }
+        let sub = {
+            let mut held = self.session.held();
+            if held.subs.contains_key(sid) {
+                return Ok(()); // as nats-server: the first one stays
+            }
+            // looked at under the same lock that grants are taken away under
+            if !held.rights.may_subscribe(pattern) {
+                return Err(subscribe_violation(pattern, queue));
+            }
+            if held.subs.len() >= limits.subscriptions_per_connection {
+                return Err(TOO_MANY_SUBSCRIPTIONS.into());
+            }
+            let sub = Arc::new(Sub::new(pattern, queue, Sink::Wire { session: self.session.clone(), sid: sid.into() }));
+            held.subs.insert(sid.into(), sub.clone());
+            sub
+        };
+        if self.router.insert(&sub) {
+            return Ok(());
+        }
+        self.session.held().subs.remove(sid);
+        Err(TOO_MANY_SUBSCRIPTIONS.into())
+    }
+
+    fn unsubscribe(&mut self, sid: &[u8], max: Option<usize>) {
+        let sub = self.session.held().subs.get(sid).cloned();
+        let Some(sub) = sub else { return };
+        let max = max.unwrap_or(0);
+        sub.max.store(max, Ordering::Relaxed);
+        if max == 0 || sub.delivered.load(Ordering::Relaxed) >= max {
+            self.router.remove(&sub);
+        }
+    }
+
+    /// The bus's own answer to a request. A request without a reply subject gets none.
+    fn answer(&mut self, reply: Option<&str>, headers: &[u8], payload: &[u8]) -> bool {
+        if let Some(reply) = reply {
+            self.router.answer(&self.session, &Publication::new(&reply.into(), None, headers, payload), &mut self.hand);
+        }
+        true
+    }
+
+    /// The answer to [`BUS_PING`].
+    fn pong(&mut self, reply: Option<&str>, pattern: &[u8]) -> bool {
+        let answer = match std::str::from_utf8(pattern) {
+            Ok("") => return self.answer(reply, &[], &[]),
+            Ok(pattern) if is_pattern(pattern, self.router.limits.subject_tokens) && self.rights.may_subscribe(pattern) => Reply::Ok(()),
+            _ => Reply::Error(Error::new(ErrorCode::Forbidden, "This connection may not subscribe to that subject.")),
+        };
+        self.answer_json(reply, &answer)
+    }
+
+    fn answer_json(&mut self, reply: Option<&str>, answer: &impl serde::Serialize) -> bool {
+        match serde_json::to_vec(answer) {
+            Ok(answer) => self.answer(reply, &[], &answer),
+            Err(error) => {
+                tracing::error!(%error, "an answer of the bus could not be written");
+                false
+            }
+        }
+    }
+
+    fn add_grant(&mut self, reply: Option<&str>, token: &[u8]) -> bool {
+        let added = match std::str::from_utf8(token) {
+            Ok(token) => self.auth.grant(token).and_then(|grant| self.take_grant(grant)),
+            Err(_) => Err(Error::new(ErrorCode::Unauthenticated, "The token isn't text.")),
+        };
+        self.answer_json(reply, &added.unwrap_or_else(GrantReply::Error))
+    }
+
+    fn take_grant(&mut self, grant: Grant) -> Result<GrantReply, Error> {
+        let project = grant.key.parse().map_err(|_| Error::internal("The grant's key isn't a project."))?;
+        let expires_at = grant.expires_at.unwrap_or(NEVER);
+        if expires_at <= self.router.clock.now() {
+            return Err(Error::new(ErrorCode::Unauthenticated, "The connect token has expired.").mend("Ask the master for a new one."));
+        }
+        let mut added = false;
+        let ended = self.session.change_grants(|grants| added = grants.add(grant));
+        self.router.end_all(&self.session, &ended);
+        self.reload();
+        if added {
+            Ok(GrantReply::Ok { project, expires_at })
+        } else {
+            Err(Error::new(ErrorCode::LimitExceeded, "This connection holds as many grants as it may.").mend("Open another connection."))
+        }
+    }
+
+    /// Before a batch: takes notice of rights that others changed, and of grants that have come to their end.
+    pub(super) fn see_to_rights(&mut self) -> Result<(), Goodbye> {
+        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+            self.reload();
+        }
+        match self.next_expiry {
+            Some(end) if self.router.clock.now() >= end => self.expire(),
+            _ => Ok(()),
+        }
+    }
+
+    fn expire(&mut self) -> Result<(), Goodbye> {
+        let now = self.router.clock.now();
+        let mut none_left = false;
+        let ended = self.session.change_grants(|grants| none_left = grants.expire(now) && grants.is_empty());
+        self.router.end_all(&self.session, &ended);
+        self.reload();
+        if none_left { Err(Goodbye("User Authentication Expired")) } else { Ok(()) }
+    }
+
+    fn reload(&mut self) {
+        self.rights_version = self.session.rights_version.load(Ordering::Acquire);
+        {
+            let held = self.session.held();
+            self.rights = held.rights.clone();
+            self.next_expiry = held.grants.next_expiry();
+        }
+        self.cache.clear();
+        self.retime = true;
+    }
+}
+
+const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
+const TOO_MANY_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
+/// Characters of a client's name that are kept.
+const MAX_NAME: usize = 128;
+/// What a grant's answer says that has no end: the last second of the year 9999.
+const NEVER: Timestamp = Timestamp::from_millis(253_402_300_799_000);
+
+pub(crate) fn subscribe_violation(pattern: &str, queue: Option<&str>) -> String {
+    match queue {
+        Some(queue) => format!("Permissions Violation for Subscription to {pattern:?} using queue {queue:?}"),
+        None => format!("Permissions Violation for Subscription to {pattern:?}"),
+    }
+}

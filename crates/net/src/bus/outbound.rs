@@ -1,0 +1,441 @@
+//! What waits to be written to one connection: bounded, filled by whoever publishes, emptied by the connection's own task.
+//!
+//! Nobody ever waits for room while holding anything: a server's connection whose queue is full is a slow consumer and is closed, a client's
+//! `publish` waits outside. (A connection task that awaits its own bounded queue deadlocks, as two of them do that await each other's.)
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use super::wire::put_number;
+
+/// Small things are copied together into pieces of this size, so that one write carries many messages.
+const PIECE: usize = 64 << 10;
+/// What the writer takes at once, about: room for more is made when all of that has been written.
+const TAKE: usize = 512 << 10;
+/// What is copied nevertheless, because handling it apart would cost more than copying it.
+const COPY_BELOW: usize = 2 << 10;
+
+/// A queue of bytes that end at message boundaries.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    queue: Mutex<Queue>,
+    /// Told when a queue that was crowded has room again.
+    drained: Notify,
+    max_bytes: usize,
+    max_messages: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    full: VecDeque<Piece>,
+    /// Always ends with a whole message while the lock isn't held.
+    tail: BytesMut,
+    tail_messages: usize,
+    /// Queued and taken but not yet written.
+    bytes: usize,
+    messages: usize,
+    /// How much of that the writer has taken.
+    taken_bytes: usize,
+    taken_messages: usize,
+    ending: Ending,
+    /// Someone waits for `drained`.
+    crowded: bool,
+    /// The writer's, if it has nothing to do.
+    waker: Option<Waker>,
+    out: Written,
+}
+
+#[derive(Debug)]
+struct Piece {
+    bytes: Bytes,
+    /// Messages that end in it.
+    messages: usize,
+    /// Whether its end is a message's end.
+    whole: bool,
+}
+
+/// What has been handed to the writer since the last look at it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Written {
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Ending {
+    #[default]
+    Open,
+    /// No more is taken in; what waits is written, then the connection ends.
+    Closing,
+    /// The connection ends at once.
+    Dead,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Done,
+    /// Taken, and the queue is more than half full: who can wait should.
+    Crowded,
+    /// Not taken: it would exceed the bounds.
+    Full,
+    /// Not taken: the connection is ending.
+    Closed,
+}
+
+/// Writers to be woken when a batch has been handed out: one wake-up for many messages. Wakes them at the latest when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(crate) fn wake(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Drop for Wakers {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+/// The parts of a MSG or HMSG (or, from a client, of a PUB or HPUB).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Frame<'a> {
+    /// `MSG ` or `PUB `, without headers.
+    pub plain: &'static [u8],
+    /// `HMSG ` or `HPUB `.
+    pub headed: &'static [u8],
+    pub subject: &'a [u8],
+    /// Empty for a publication.
+    pub sid: &'a [u8],
+    pub reply: Option<&'a str>,
+    pub headers: &'a [u8],
+    pub payload: &'a [u8],
+    /// The payload as bytes that can be queued without a copy, if there are such.
+    pub shared: Option<&'a Bytes>,
+}
+
+impl Outbound {
+    pub(crate) fn new(max_bytes: usize, max_messages: usize) -> Self {
+        Self { queue: Mutex::default(), drained: Notify::new(), max_bytes, max_messages }
+    }
+
+    /// Queues one message, whole or not at all.
+    pub(crate) fn push(&self, frame: &Frame<'_>, wakers: &mut Wakers) -> Pushed {
+        // an upper bound, so that nothing is measured twice
+        let size = frame.subject.len() + frame.sid.len() + frame.reply.map_or(0, str::len) + frame.headers.len() + frame.payload.len() + 56;
+        let mut queue = self.lock();
+        if queue.ending != Ending::Open {
+            return Pushed::Closed;
+        }
+        if queue.bytes + size > self.max_bytes || queue.messages + 1 > self.max_messages {
+            queue.crowded = true;
+            return Pushed::Full;
+        }
+        queue.put(frame);
+        wakers.0.extend(queue.waker.take());
+        if queue.bytes > self.max_bytes / 2 || queue.messages > self.max_messages / 2 {
+            queue.crowded = true;
+            return Pushed::Crowded;
+        }
+        Pushed::Done
+    }
+
+    /// Queues a protocol line of the connection's own (PONG, +OK, -ERR, INFO, SUB and so on). `false` if it is over the bounds.
+    pub(crate) fn push_line(&self, line: &[u8], wakers: &mut Wakers) -> bool {
+        let mut queue = self.lock();
+        if queue.ending != Ending::Open {
+            return true;
+        }
+        if queue.bytes + line.len() > self.max_bytes {
+            return false;
+        }
+        queue.put_small(line);
+        wakers.0.extend(queue.waker.take());
+        true
+    }
+
+    /// Takes in no more; the writer ends after what waits and these last words.
+    pub(crate) fn close(&self, last_words: &[u8]) {
+        self.end(Ending::Closing, false, last_words);
+    }
+
+    /// As [`close`](Self::close), and what the writer hasn't taken yet is thrown away: its reader is too slow.
+    pub(crate) fn cut(&self, last_words: &[u8]) {
+        self.end(Ending::Closing, true, last_words);
+    }
+
+    /// Ends the connection without writing any more.
+    pub(crate) fn kill(&self) {
+        self.end(Ending::Dead, true, b"");
+    }
+
+    fn end(&self, ending: Ending, forget: bool, last_words: &[u8]) {
+        let waker = {
+            let mut queue = self.lock();
+            if queue.ending == Ending::Dead || queue.ending == ending {
+                return;
+            }
+            if forget {
+                queue.full.clear();
+                queue.tail = BytesMut::new();
+                queue.tail_messages = 0;
+                queue.bytes = queue.taken_bytes;
+                queue.messages = queue.taken_messages;
+            }
+            queue.put_small(last_words);
+            queue.ending = ending;
+            queue.waker.take()
+        };
+        self.drained.notify_waiters();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn ending(&self) -> Ending {
+        self.lock().ending
+    }
+
+    /// Bytes and messages that wait, those being written included.
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        let queue = self.lock();
+        (queue.bytes, queue.messages)
+    }
+
+    /// For the writer: says that all it took has been written, and moves more, up to [`TAKE`] and whole messages, to `into`, which is
+    /// empty. With nothing to write, remembers whom to wake.
+    pub(crate) fn take(&self, into: &mut VecDeque<Bytes>, context: &Context<'_>) -> Taken {
+        let mut queue = self.lock();
+        queue.bytes -= std::mem::take(&mut queue.taken_bytes);
+        queue.messages -= std::mem::take(&mut queue.taken_messages);
+        if queue.crowded && queue.bytes <= self.max_bytes / 4 && queue.messages <= self.max_messages / 4 {
+            queue.crowded = false;
+            self.drained.notify_waiters();
+        }
+        if queue.ending == Ending::Dead {
+            return Taken::Dead;
+        }
+        queue.hand_out(into);
+        if !into.is_empty() {
+            return Taken::Some;
+        }
+        if queue.ending == Ending::Closing {
+            return Taken::Finished;
+        }
+        queue.tail = BytesMut::new(); // an idle connection keeps no buffer
+        queue.wait(context);
+        Taken::Nothing
+    }
+
+    /// For the writer that waits for its socket: remembers whom to wake when the connection is to end.
+    pub(crate) fn wait(&self, context: &Context<'_>) -> Ending {
+        let mut queue = self.lock();
+        queue.wait(context);
+        queue.ending
+    }
+
+    /// Waits until a queue that was crowded has room or has ended.
+    pub(crate) async fn room(&self) {
+        let drained = self.drained.notified(); // made before the look, so that nothing is missed
+        let waits = {
+            let queue = self.lock();
+            queue.crowded && queue.ending == Ending::Open
+        };
+        if waits {
+            drained.await;
+        }
+    }
+
+    /// What has been handed to the writer since this was last asked.
+    pub(crate) fn written(&self) -> Written {
+        std::mem::take(&mut self.lock().out)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the writer got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Some,
+    Nothing,
+    /// All has been written and no more will come.
+    Finished,
+    Dead,
+}
+
+impl Queue {
+    fn put(&mut self, frame: &Frame<'_>) {
+        let name = if frame.headers.is_empty() { frame.plain } else { frame.headed };
+        let before = self.tail.len();
+        self.reserve(frame.subject.len() + frame.headers.len() + 128);
+        let tail = &mut self.tail;
+        tail.extend_from_slice(name);
+        tail.extend_from_slice(frame.subject);
+        tail.extend_from_slice(b" ");
+        if !frame.sid.is_empty() {
+            tail.extend_from_slice(frame.sid);
+            tail.extend_from_slice(b" ");
+        }
+        if let Some(reply) = frame.reply {
+            tail.extend_from_slice(reply.as_bytes());
+            tail.extend_from_slice(b" ");
+        }
+        if !frame.headers.is_empty() {
+            put_number(tail, frame.headers.len());
+            tail.extend_from_slice(b" ");
+        }
+        put_number(tail, frame.headers.len() + frame.payload.len());
+        tail.extend_from_slice(b"\r\n");
+        tail.extend_from_slice(frame.headers);
+        self.count(before);
+        self.messages += 1;
+        self.out.messages += 1;
+        match frame.shared {
+            Some(shared) if shared.len() >= COPY_BELOW => {
+                self.seal(false);
+                self.put_piece(shared.clone(), false);
+                self.put_piece(Bytes::from_static(b"\r\n"), true);
+            }
+            _ => {
+                self.put_small(frame.payload);
+                self.put_small(b"\r\n");
+                self.tail_messages += 1;
+                if self.tail.len() >= PIECE {
+                    self.seal(true);
+                }
+            }
+        }
+    }
+
+    fn put_piece(&mut self, bytes: Bytes, whole: bool) {
+        self.bytes += bytes.len();
+        self.out.bytes += bytes.len() as u64;
+        self.full.push_back(Piece { bytes, messages: usize::from(whole), whole });
+    }
+
+    fn put_small(&mut self, bytes: &[u8]) {
+        let before = self.tail.len();
+        self.tail.extend_from_slice(bytes);
+        self.count(before);
+    }
+
+    fn count(&mut self, before: usize) {
+        let more = self.tail.len() - before;
+        self.bytes += more;
+        self.out.bytes += more as u64;
+    }
+
+    /// Grows the tail by doubling, but never beyond a piece for the sake of growth.
+    fn reserve(&mut self, more: usize) {
+        if self.tail.capacity() - self.tail.len() < more {
+            self.tail.reserve(more.max(self.tail.len()).min(PIECE.max(more)));
+        }
+    }
+
+    fn seal(&mut self, whole: bool) {
+        if !self.tail.is_empty() {
+            let messages = std::mem::take(&mut self.tail_messages);
+            self.full.push_back(Piece { bytes: self.tail.split().freeze(), messages, whole });
+        }
+    }
+
+    fn hand_out(&mut self, into: &mut VecDeque<Bytes>) {
+        let mut whole = true;
+        while !whole || self.taken_bytes < TAKE {
+            if self.full.is_empty() {
+                self.seal(true);
+            }
+            let Some(piece) = self.full.pop_front() else { break };
+            self.taken_bytes += piece.bytes.len();
+            self.taken_messages += piece.messages;
+            whole = piece.whole;
+            into.push_back(piece.bytes);
+        }
+    }
+
+    fn wait(&mut self, context: &Context<'_>) {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            self.waker = Some(context.waker().clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Context;
+
+    use super::*;
+
+    fn frame<'a>(payload: &'a [u8], shared: Option<&'a Bytes>) -> Frame<'a> {
+        Frame { plain: b"MSG ", headed: b"HMSG ", subject: b"a.b", sid: b"7", reply: None, headers: b"", payload, shared }
+    }
+
+    fn take(outbound: &Outbound) -> (Taken, Vec<u8>) {
+        let mut pieces = VecDeque::new();
+        let taken = outbound.take(&mut pieces, &Context::from_waker(Waker::noop()));
+        (taken, pieces.iter().flat_map(|piece| piece.to_vec()).collect())
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in() {
+        let outbound = Outbound::new(1 << 20, 100);
+        let mut wakers = Wakers::default();
+        let big = Bytes::from(vec![b'x'; 5000]);
+        outbound.push(&frame(b"hi", None), &mut wakers);
+        outbound.push(&frame(&big, Some(&big)), &mut wakers);
+        outbound.push(&Frame { reply: Some("r"), headers: b"NATS/1.0\r\n\r\n", ..frame(b"hi", None) }, &mut wakers);
+        outbound.push_line(b"PONG\r\n", &mut wakers);
+        let expected =
+            [b"MSG a.b 7 2\r\nhi\r\nMSG a.b 7 5000\r\n", &big[..], b"\r\nHMSG a.b 7 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n"].concat();
+        assert_eq!(outbound.pending(), (expected.len(), 3));
+        assert_eq!(take(&outbound), (Taken::Some, expected.clone()));
+        assert_eq!(outbound.pending(), (expected.len(), 3), "what is being written still counts");
+        assert_eq!(take(&outbound), (Taken::Nothing, vec![]));
+        assert_eq!(outbound.pending(), (0, 0));
+        let written = outbound.written();
+        assert_eq!((written.messages, written.bytes), (3, expected.len() as u64));
+    }
+
+    #[test]
+    fn full_is_full_in_bytes_and_in_messages() {
+        let mut wakers = Wakers::default();
+        let outbound = Outbound::new(1000, 10);
+        let pushed: Vec<_> = (0..11).map(|_| outbound.push(&frame(b"", None), &mut wakers)).collect();
+        assert_eq!(pushed[..5], [Pushed::Done; 5]);
+        assert_eq!(pushed[5..10], [Pushed::Crowded; 5]);
+        assert_eq!(pushed[10], Pushed::Full);
+        let outbound = Outbound::new(1000, 10);
+        assert_eq!(outbound.push(&frame(&[0; 1000], None), &mut wakers), Pushed::Full);
+        assert_eq!(outbound.pending(), (0, 0));
+        assert!(!outbound.push_line(&[b'x'; 1001], &mut wakers));
+    }
+
+    #[test]
+    fn a_cut_keeps_whole_messages_and_ends_with_the_last_words() {
+        let mut wakers = Wakers::default();
+        let outbound = Outbound::new(1000, 10);
+        outbound.push(&frame(b"1", None), &mut wakers);
+        let (_, first) = take(&outbound);
+        outbound.push(&frame(b"2", None), &mut wakers);
+        outbound.cut(b"-ERR 'Slow Consumer'\r\n");
+        outbound.close(b"never said");
+        assert_eq!(outbound.push(&frame(b"3", None), &mut wakers), Pushed::Closed);
+        assert_eq!(first, b"MSG a.b 7 1\r\n1\r\n");
+        assert_eq!(take(&outbound), (Taken::Some, b"-ERR 'Slow Consumer'\r\n".to_vec()));
+        assert_eq!(take(&outbound).0, Taken::Finished);
+        outbound.kill();
+        assert_eq!(take(&outbound).0, Taken::Dead);
+        assert_eq!(outbound.pending(), (0, 0));
+    }
+}

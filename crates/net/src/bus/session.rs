@@ -1,0 +1,209 @@
+//! The part of a connection that others may touch: its queue, its subscriptions, its rights.
+
+use std::{
+    cell::OnceCell,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use super::{
+    Message,
+    inlet::{Inlet, Replies},
+    outbound::{Frame, Outbound, Pushed, Wakers},
+    rights::{Grants, Rights},
+    wire::decode_headers,
+};
+
+/// One connection over a wire. Its task reads and writes; publishers put into its queue; the router takes its grants.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub id: u64,
+    pub peer: String,
+    pub name: OnceLock<String>,
+    pub out: Outbound,
+    /// Whether headers may be sent to it (its CONNECT says so).
+    pub headers: AtomicBool,
+    /// Whether it gets its own publications.
+    pub echo: AtomicBool,
+    held: Mutex<Held>,
+    /// Counts changes of its rights, so that its task sees one without a lock.
+    pub rights_version: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub grants: Grants,
+    pub rights: Arc<Rights>,
+    /// By the client's own id of a subscription.
+    pub subs: HashMap<Box<[u8]>, Arc<Sub>>,
+}
+
+impl Session {
+    pub(crate) fn new(id: u64, peer: String, out: Outbound) -> Self {
+        Self {
+            id,
+            peer,
+            name: OnceLock::new(),
+            out,
+            headers: AtomicBool::new(false),
+            echo: AtomicBool::new(true),
+            held: Mutex::default(),
+            rights_version: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a connection that doesn't keep up; what it hasn't taken is thrown away.
+    pub(crate) fn cut(&self) {
+        let (bytes, messages) = self.out.pending();
+        tracing::warn!(connection = self.id, peer = %self.peer, bytes, messages, "a slow consumer is dropped");
+        self.out.cut(b"-ERR 'Slow Consumer'\r\n");
+    }
+
+    /// Changes the grants, and gives back the subscriptions that they no longer cover, taken out here; the router still has them.
+    pub(crate) fn change_grants(&self, change: impl FnOnce(&mut Grants)) -> Vec<Arc<Sub>> {
+        let mut held = self.held();
+        change(&mut held.grants);
+        held.rights = held.grants.rights();
+        self.rights_version.fetch_add(1, Ordering::Release);
+        let rights = held.rights.clone();
+        held.subs.extract_if(|_, sub| !rights.may_subscribe(&sub.subject)).map(|(_, sub)| sub).collect()
+    }
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub(crate) struct Sub {
+    pub subject: Box<str>,
+    pub queue: Option<Box<str>>,
+    pub sink: Sink,
+    /// Where it stands in its leaf's list; changed under the trie's lock alone.
+    pub position: AtomicUsize,
+    /// Messages that it got.
+    pub delivered: AtomicUsize,
+    /// It ends after so many; 0 for never.
+    pub max: AtomicUsize,
+    pub ended: AtomicBool,
+}
+
+/// Where a subscription's messages go.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    Wire { session: Arc<Session>, sid: Box<[u8]> },
+    Local(Inlet),
+    Replies(Arc<Replies>),
+}
+
+/// What became of one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Done,
+    /// Done, and the receiver is half full.
+    Crowded,
+    /// Done, and it was the last one that this subscription wanted.
+    Last,
+    /// The receiver can't keep up.
+    Slow,
+    /// The subscription has ended.
+    Gone,
+}
+
+impl Sub {
+    pub(crate) fn new(subject: &str, queue: Option<&str>, sink: Sink) -> Self {
+        Self {
+            subject: subject.into(),
+            queue: queue.map(Into::into),
+            sink,
+            position: AtomicUsize::new(0),
+            delivered: AtomicUsize::new(0),
+            max: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        match &self.sink {
+            Sink::Wire { session, .. } => Some(session),
+            Sink::Local(_) | Sink::Replies(_) => None,
+        }
+    }
+
+    pub(crate) fn deliver(&self, publication: &Publication<'_>, wakers: &mut Wakers) -> Delivery {
+        if self.ended.load(Ordering::Relaxed) {
+            return Delivery::Gone;
+        }
+        let count = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
+        let max = self.max.load(Ordering::Relaxed);
+        if max != 0 && count > max {
+            return Delivery::Gone;
+        }
+        let pushed = match &self.sink {
+            Sink::Wire { session, sid } => {
+                let headers = if session.headers.load(Ordering::Relaxed) { publication.headers } else { &[] };
+                let frame = Frame {
+                    plain: b"MSG ",
+                    headed: b"HMSG ",
+                    subject: publication.subject.as_bytes(),
+                    sid,
+                    reply: publication.reply,
+                    headers,
+                    payload: publication.payload,
+                    shared: publication.shared.get(),
+                };
+                session.out.push(&frame, wakers)
+            }
+            Sink::Local(inlet) => inlet.push(publication.message()),
+            Sink::Replies(replies) => {
+                replies.answer(publication.message());
+                Pushed::Done
+            }
+        };
+        match pushed {
+            Pushed::Done | Pushed::Crowded if max != 0 && count == max => Delivery::Last,
+            Pushed::Done => Delivery::Done,
+            Pushed::Crowded => Delivery::Crowded,
+            Pushed::Full => Delivery::Slow,
+            Pushed::Closed => Delivery::Gone,
+        }
+    }
+}
+
+/// A message on its way through the router, in whichever forms its receivers want.
+pub(crate) struct Publication<'a> {
+    pub subject: &'a Arc<str>,
+    pub reply: Option<&'a str>,
+    /// The block as it is on the wire; empty for none.
+    pub headers: &'a [u8],
+    pub payload: &'a [u8],
+    /// The payload as bytes that many can hold.
+    pub shared: OnceCell<bytes::Bytes>,
+    /// For receivers in this process, made at the first of them.
+    pub message: OnceCell<Message>,
+}
+
+impl<'a> Publication<'a> {
+    pub(crate) fn new(subject: &'a Arc<str>, reply: Option<&'a str>, headers: &'a [u8], payload: &'a [u8]) -> Self {
+        Self { subject, reply, headers, payload, shared: OnceCell::new(), message: OnceCell::new() }
+    }
+
+    /// The payload in a form that is not copied again for each receiver.
+    pub(crate) fn share(&self) -> &bytes::Bytes {
+        self.shared.get_or_init(|| bytes::Bytes::copy_from_slice(self.payload))
+    }
+
+    fn message(&self) -> Message {
+        let make = || Message {
+            subject: self.subject.clone(),
+            reply: self.reply.map(Into::into),
+            headers: if self.headers.is_empty() { super::Headers::default() } else { decode_headers(self.headers) },
+            payload: self.share().clone(),
+        };
+        self.message.get_or_init(make).clone()
+    }
+}

@@ -1,0 +1,253 @@
+//! What clients send.
+
+use super::{Malformed, Step, args, blank, body, line, number};
+
+/// One operation of a client, borrowed from the buffer. Subjects and the like are as they came: nobody has judged them yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ClientOp<'a> {
+    /// The JSON of CONNECT.
+    Connect(&'a [u8]),
+    /// PUB and HPUB.
+    Publish(Publish<'a>),
+    Subscribe {
+        subject: &'a [u8],
+        queue: Option<&'a [u8]>,
+        sid: &'a [u8],
+    },
+    Unsubscribe {
+        sid: &'a [u8],
+        /// Unsubscribes after so many messages in all.
+        max: Option<usize>,
+    },
+    Ping,
+    Pong,
+    /// `+OK`, which a client may send and nobody needs.
+    Ok,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Publish<'a> {
+    pub subject: &'a [u8],
+    pub reply: Option<&'a [u8]>,
+    /// The header block as it came; empty for PUB.
+    pub headers: &'a [u8],
+    /// Whether it was HPUB.
+    pub with_headers: bool,
+    pub payload: &'a [u8],
+}
+
+/// Reads clients' operations from a growing buffer.
+#[derive(Debug)]
+pub(crate) struct ClientParser {
+    max_line: usize,
+    max_payload: usize,
+    /// Known from a PUB line whose payload hasn't all arrived, so that the line isn't read again at every packet.
+    need: usize,
+}
+
+impl ClientParser {
+    pub(crate) fn new(max_line: usize, max_payload: usize) -> Self {
+        Self { max_line, max_payload, need: 0 }
+    }
+
+    /// Looks at the buffer's beginning.
+    pub(crate) fn step<'a>(&mut self, buffer: &'a [u8]) -> Result<Step<ClientOp<'a>>, Malformed> {
+        if buffer.len() < self.need {
+            return Ok(Step::Need(self.need));
+        }
+        self.need = 0;
+        let Some((line, next)) = line(buffer, self.max_line)? else {
+            plausible(buffer)?;
+            return Ok(Step::Need(buffer.len() + 1));
+        };
+        let (name, rest) = split_name(line);
+        let op = match name.len() {
+            3 if name.eq_ignore_ascii_case(b"PUB") => return self.publish(buffer, rest, next, false),
+            4 if name.eq_ignore_ascii_case(b"HPUB") => return self.publish(buffer, rest, next, true),
+            3 if name.eq_ignore_ascii_case(b"SUB") => match args::<3>(rest)? {
+                ([subject, sid, _], 2) => ClientOp::Subscribe { subject, queue: None, sid },
+                ([subject, queue, sid], 3) => ClientOp::Subscribe { subject, queue: Some(queue), sid },
+                _ => return Err(Malformed::Operation),
+            },
+            5 if name.eq_ignore_ascii_case(b"UNSUB") => match args::<2>(rest)? {
+                ([sid, _], 1) => ClientOp::Unsubscribe { sid, max: None },
+                ([sid, max], 2) => ClientOp::Unsubscribe { sid, max: Some(number(max)?) },
+                _ => return Err(Malformed::Operation),
+            },
+            4 if name.eq_ignore_ascii_case(b"PING") => ClientOp::Ping,
+            4 if name.eq_ignore_ascii_case(b"PONG") => ClientOp::Pong,
+            7 if name.eq_ignore_ascii_case(b"CONNECT") => ClientOp::Connect(rest),
+            3 if name.eq_ignore_ascii_case(b"+OK") => ClientOp::Ok,
+            _ => return Err(Malformed::Operation),
+        };
+        Ok(Step::Op { op, consumed: next })
+    }
+
+    fn publish<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<ClientOp<'a>>, Malformed> {
+        let (all, count) = args::<4>(rest)?;
+        let (subject, reply, head, total) = match (with_headers, count) {
+            (false, 2) => (all[0], None, 0, number(all[1])?),
+            (false, 3) => (all[0], Some(all[1]), 0, number(all[2])?),
+            (true, 3) => (all[0], None, number(all[1])?, number(all[2])?),
+            (true, 4) => (all[0], Some(all[1]), number(all[2])?, number(all[3])?),
+            _ => return Err(Malformed::Operation),
+        };
+        if head > total {
+            return Err(Malformed::Operation);
+        }
+        if total > self.max_payload {
+            return Err(Malformed::Payload);
+        }
+        let Some(body) = body(buffer, next, total)? else {
+            self.need = next + total + 2;
+            return Ok(Step::Need(self.need));
+        };
+        let (headers, payload) = body.split_at(head);
+        let op = ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
+        Ok(Step::Op { op, consumed: next + total + 2 })
+    }
+}
+
+fn split_name(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.iter().position(|byte| blank(*byte)).unwrap_or(line.len());
+    line.split_at(end)
+}
+
+/// Whether a line that hasn't ended can still become an operation: what speaks another protocol is told at once.
+fn plausible(start: &[u8]) -> Result<(), Malformed> {
+    const NAMES: [&[u8]; 8] = [b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"+OK"];
+    let start = start.strip_suffix(b"\r").unwrap_or(start);
+    let (name, rest) = split_name(start);
+    let fits = |known: &&[u8]| {
+        let known = if rest.is_empty() { known.get(..name.len()) } else { Some(*known) };
+        known.is_some_and(|known| known.eq_ignore_ascii_case(name))
+    };
+    if NAMES.iter().any(fits) { Ok(()) } else { Err(Malformed::Operation) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All operations of these bytes as text, or the error that ends them.
+    fn all(parser: &mut ClientParser, chunks: &[&[u8]]) -> Vec<String> {
+        let mut buffer = Vec::new();
+        let mut found = Vec::new();
+        for chunk in chunks {
+            buffer.extend_from_slice(chunk);
+            loop {
+                match parser.step(&buffer) {
+                    Ok(Step::Op { op, consumed }) => {
+                        found.push(format!("{op:?}"));
+                        buffer.drain(..consumed);
+                    }
+                    Ok(Step::Need(need)) => {
+                        assert!(need > buffer.len());
+                        break;
+                    }
+                    Err(error) => {
+                        found.push(error.to_string());
+                        return found;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn parser() -> ClientParser {
+        ClientParser::new(64, 32)
+    }
+
+    fn one(text: &str) -> Vec<String> {
+        all(&mut parser(), &[text.as_bytes()])
+    }
+
+    #[test]
+    fn operations_in_any_case_and_with_any_blanks() {
+        let publish = |subject, reply, headers, with_headers, payload| {
+            vec![format!("{:?}", ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload }))]
+        };
+        assert_eq!(one("PUB a.b 2\r\nhi\r\n"), publish(b"a.b", None, b"", false, b"hi"));
+        assert_eq!(one("pub\ta.b \t r  2 \r\nhi\r\n"), publish(b"a.b", Some(b"r"), b"", false, b"hi"));
+        assert_eq!(one("PuB a 0\r\n\r\n"), publish(b"a", None, b"", false, b""));
+        assert_eq!(one("HPUB a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"), publish(b"a", None, b"NATS/1.0\r\n\r\n", true, b"hi"));
+        assert_eq!(one("hpub a r 12 12\r\nNATS/1.0\r\n\r\n\r\n"), publish(b"a", Some(b"r"), b"NATS/1.0\r\n\r\n", true, b""));
+        assert_eq!(one("sub a.* 1\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a.*", queue: None, sid: b"1" })]);
+        assert_eq!(one("SUB a q x9\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a", queue: Some(b"q"), sid: b"x9" })]);
+        assert_eq!(one("UNSUB 1\r\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: None })]);
+        assert_eq!(one("unsub 1 5\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: Some(5) })]);
+        assert_eq!(one("ping\r\nPONG\r\n+ok\r\n"), ["Ping", "Pong", "Ok"]);
+    }
+
+    #[test]
+    fn what_is_not_the_protocol() {
+        let unknown = "Unknown Protocol Operation";
+        for (text, error) in [
+            ("GET / HTTP/1.1\r\n", unknown),
+            ("GE", unknown),
+            ("\r\n", unknown),
+            (" PUB a 0\r\n", unknown),
+            ("PUBX a 0\r\n", unknown),
+            ("PUB\r\n", unknown),
+            ("PUB a\r\n", unknown),
+            ("PUB a b c 1\r\n", unknown),
+            ("PUB a b c d e 1\r\n", unknown),
+            ("PUB a x\r\n", unknown),
+            ("PUB a -1\r\n", unknown),
+            ("PUB a 99999999999999999999\r\n", unknown),
+            ("PUB a 2\r\nhiXX", unknown),
+            ("PUB a 2\r\nhi\nX", unknown),
+            ("PUB a 33\r\n", "Maximum Payload Violation"),
+            ("HPUB a 1\r\n", unknown),
+            ("HPUB a 3 2\r\n", unknown),
+            ("SUB a\r\n", unknown),
+            ("SUB\r\n", unknown),
+            ("SUB a b c d\r\n", unknown),
+            ("UNSUB\r\n", unknown),
+            ("UNSUB 1 x\r\n", unknown),
+            ("UNSUB 1 2 3\r\n", unknown),
+            ("INFO {}\r\n", unknown),
+            ("MSG a 1 0\r\n\r\n", unknown),
+            ("\0\0\0\0", unknown),
+            (&format!("SUB {} 1\r\n", "a".repeat(64)), "maximum control line exceeded"),
+            (&format!("PUB {}", "a".repeat(64)), "maximum control line exceeded"),
+        ] {
+            assert_eq!(one(text), [error], "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn however_the_bytes_are_split_the_operations_are_the_same(
+            ops in prop::collection::vec(prop::sample::select(vec![
+                "PUB a.b 5\r\nhello\r\n", "PUB a r 0\r\n\r\n", "HPUB a r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", "SUB a.> q 77\r\n", "UNSUB 77 3\r\n",
+                "PING\r\n", "CONNECT {\"verbose\":false}\r\n", "PUB a 9\r\nPING\r\nxyz\r\n", "PUB a 40\r\n", "garbage\r\n",
+            ]), 1..12),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let bytes = ops.concat().into_bytes();
+            let mut at: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
+            at.sort_unstable();
+            at.push(bytes.len());
+            let mut from = 0;
+            let chunks: Vec<_> = at.iter().map(|to| { let chunk = &bytes[from..*to]; from = *to; chunk }).collect();
+            prop_assert_eq!(all(&mut parser(), &chunks), all(&mut parser(), &[&bytes]));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), split in any::<prop::sample::Index>()) {
+            let (a, b) = bytes.split_at(split.index(bytes.len() + 1));
+            all(&mut parser(), &[a, b]);
+        }
+
+        #[test]
+        fn no_damaged_operation_makes_it_panic(at in 0..45usize, byte in any::<u8>()) {
+            let mut bytes = b"HPUB a.b r 12 17\r\nNATS/1.0\r\n\r\nhello\r\nSUB a 1\r\n".to_vec();
+            bytes[at] = byte;
+            all(&mut parser(), &[&bytes]);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The NATS client protocol as bytes, both directions (<https://docs.nats.io/reference/reference-protocols/nats-protocol>).
+//!
+//! Parsing works on what has arrived so far and copies nothing: an operation borrows from the buffer, and the caller takes it out when it is done
+//! with it. Nothing here does I/O.
+
+mod client_ops;
+mod headers;
+mod info;
+mod server_ops;
+
+pub(crate) use client_ops::{ClientOp, ClientParser, Publish};
+pub(crate) use headers::{NO_RESPONDERS, check_headers, decode_headers, encode_headers, well_formed};
+pub(crate) use info::{Connect, Info};
+pub(crate) use server_ops::{ServerOp, ServerParser};
+
+/// What a look at the buffer gave.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step<Op> {
+    /// An operation that takes so many bytes from the buffer's beginning.
+    Op { op: Op, consumed: usize },
+    /// The buffer must hold at least so many bytes before another look can give more.
+    Need(usize),
+}
+
+/// Why the bytes aren't the protocol. The text is what nats-server says, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("Unknown Protocol Operation")]
+    Operation,
+    #[error("maximum control line exceeded")]
+    ControlLine,
+    #[error("Maximum Payload Violation")]
+    Payload,
+}
+
+/// The first line of the buffer without its end, and where the next begins. As nats-server, takes a bare line feed for an end, too.
+fn line(buffer: &[u8], max: usize) -> Result<Option<(&[u8], usize)>, Malformed> {
+    match memchr::memchr(b'\n', &buffer[..buffer.len().min(max + 2)]) {
+        Some(end) => {
+            let line = buffer[..end].strip_suffix(b"\r").unwrap_or(&buffer[..end]);
+            if line.len() > max { Err(Malformed::ControlLine) } else { Ok(Some((line, end + 1))) }
+        }
+        None if buffer.len() >= max + 2 => Err(Malformed::ControlLine),
+        None => Ok(None),
+    }
+}
+
+/// Up to `N` arguments, separated by blanks and tabs.
+fn args<const N: usize>(line: &[u8]) -> Result<([&[u8]; N], usize), Malformed> {
+    let mut all = [&line[..0]; N];
+    let mut count = 0;
+    let mut rest = line;
+    loop {
+        let Some(start) = rest.iter().position(|byte| !blank(*byte)) else { return Ok((all, count)) };
+        rest = &rest[start..];
+        let end = rest.iter().position(|byte| blank(*byte)).unwrap_or(rest.len());
+        *all.get_mut(count).ok_or(Malformed::Operation)? = &rest[..end];
+        count += 1;
+        rest = &rest[end..];
+    }
+}
+
+fn blank(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t'
+}
+
+/// A decimal number of up to nine digits.
+fn number(text: &[u8]) -> Result<usize, Malformed> {
+    if text.is_empty() || text.len() > 9 || !text.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed::Operation);
+    }
+    Ok(text.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
+}
+
+/// The bytes of a body of `len` bytes that begins at `start` and is followed by a line end; `None` while they haven't all arrived.
+fn body(buffer: &[u8], start: usize, len: usize) -> Result<Option<&[u8]>, Malformed> {
+    match buffer.get(start + len..start + len + 2) {
+        Some(b"\r\n") => Ok(Some(&buffer[start..start + len])),
+        Some(_) => Err(Malformed::Operation),
+        None => Ok(None),
+    }
+}
+
+/// Appends a number in decimal: `write!` would cost more than the rest of a MSG line.
+pub(crate) fn put_number(out: &mut bytes::BytesMut, mut value: usize) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for value in [0, 1, 9, 10, 1_048_576, usize::MAX] {
+            let mut out = bytes::BytesMut::new();
+            put_number(&mut out, value);
+            assert_eq!(out, value.to_string().as_bytes());
+        }
+        assert_eq!(number(b"000000012"), Ok(12));
+        for bad in [&b""[..], b"-1", b"+1", b"1e3", b"1234567890", b"\xff"] {
+            assert_eq!(number(bad), Err(Malformed::Operation), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lines_are_bounded_whether_or_not_they_end() {
+        assert_eq!(line(b"abc\r\ndef", 3), Ok(Some((&b"abc"[..], 5))));
+        assert_eq!(line(b"abc\ndef", 3), Ok(Some((&b"abc"[..], 4))));
+        assert_eq!(line(b"abc\r", 3), Ok(None));
+        assert_eq!(line(b"abcd\r\n", 3), Err(Malformed::ControlLine));
+        assert_eq!(line(b"abcde", 3), Err(Malformed::ControlLine));
+    }
+}
