@@ -1,0 +1,225 @@
+//! A master's life: check, lock, load, bind, run, drain.
+
+use std::{
+    fs::{self, DirBuilder, File, TryLockError},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use atoll_contract::{Error, ErrorCode, Timestamp, api::JoinTokenRequest};
+use atoll_net::{
+    bus::{Authenticator, BusLimits, Router},
+    clock::SharedClock,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::{self, Master},
+    auth::Auth,
+    config::MasterConfig,
+    edge::config_error,
+    hosts::{Hosts, MasterAuthenticator, REPORTS, announce_changes, serve_reports, watch_for_silence},
+    keys::Signer,
+    operations::{Executor, Parts},
+    projects::Projects,
+    routing::Routing,
+    serve,
+    store::{Store, StoreError},
+};
+
+const PRUNE_EVERY: Duration = Duration::from_hours(1);
+/// How long each stage of a shutdown may take.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A master that serves. Dropping it stops it without waiting; nothing that was accepted is lost either way.
+pub struct RunningMaster {
+    addr: SocketAddr,
+    bus_addr: Option<SocketAddr>,
+    url: String,
+    master: Option<Arc<Master>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Held as long as the master uses its directory.
+    lock: File,
+}
+
+impl RunningMaster {
+    /// Where HTTP is served.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where the bus is served over TCP, if it is.
+    pub fn bus_addr(&self) -> Option<SocketAddr> {
+        self.bus_addr
+    }
+
+    /// How users and hosts reach the master: `http(s)://name:port`, no path.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The token with which the first account is made (`POST /v1/setup`); none when there is an account.
+    pub fn setup_token(&self) -> Option<String> {
+        self.master.as_ref().and_then(|master| master.auth.setup_token())
+    }
+
+    /// A one-time token for the host of this name, good for some minutes: for a process that runs a master and a host together, whose host
+    /// joins before there is any account.
+    ///
+    /// # Errors
+    /// `invalid_argument` if it isn't a name, `unavailable` once the master is being shut down.
+    pub async fn join_token(&self, name: &str) -> Result<String, Error> {
+        let master = self.master.as_ref().ok_or_else(|| Error::new(ErrorCode::Unavailable, "The master is shutting down."))?;
+        let request = JoinTokenRequest { name: Some(name.into()), minutes: Some(5) };
+        Ok(master.hosts.create_join_token(None, request).await?.token)
+    }
+
+    /// Stops accepting, lets requests end, stops operations where they are (they are saved), and closes the store. Bounded: takes at
+    /// most some seconds for each.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let Some(master) = self.master.take() else { return };
+        master.projects.executor.stop(DRAIN).await;
+        master.bus.drain(DRAIN).await;
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some connections didn't end in time");
+        }
+        let store = master.projects.store.clone();
+        drop(master);
+        store.close(DRAIN).await;
+        if let Err(error) = self.lock.unlock() {
+            tracing::debug!(%error, "the data directory's lock ends with the process");
+        }
+    }
+}
+
+impl Drop for RunningMaster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(master) = &self.master {
+            master.projects.executor.stop_now();
+        }
+    }
+}
+
+/// Starts a master: checks the configuration, opens the store, binds, takes up the operations that have not ended, and serves.
+///
+/// # Errors
+/// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
+pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
+    config.check()?;
+    let lock = lock_data_dir(&config.data_dir)?;
+    let path = config.data_dir.join("master.db");
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path).map_err(|error| (path, error))).await;
+    let store = opened.map_err(crate::edge::internal)?.map_err(|(path, error)| store_error(&path, &error))?;
+    let signer = Arc::new(Signer::load(&config.data_dir, &*clock)?);
+    let auth = Auth::load(store.clone(), clock.clone(), &config.data_dir).await?;
+    let (hosts, changes) = Hosts::load(store.clone(), clock.clone(), signer.jwks().clone()).await?;
+
+    let listener = bind("master.listen", config.listen).await?;
+    let bus_listener = match config.bus_listen {
+        Some(address) => Some(bind("master.bus_listen", address).await?),
+        None => None,
+    };
+    let addr = listener.local_addr().map_err(crate::edge::internal)?;
+    let bus_addr = bus_listener.as_ref().map(TcpListener::local_addr).transpose().map_err(crate::edge::internal)?;
+
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let unless_started = stop.clone().drop_guard();
+    let bus = Router::new(BusLimits::default(), clock.clone());
+    let conn = bus.connect("master", None);
+    let reports = conn.subscribe(REPORTS, None).await?;
+    tasks.spawn(serve_reports(hosts.clone(), conn.clone(), reports, stop.clone()));
+    tasks.spawn(watch_for_silence(hosts.clone(), stop.clone()));
+    tasks.spawn(announce_changes(hosts.clone(), store.clone(), conn.clone(), changes, stop.clone()));
+    tasks.spawn(prune(store.clone(), clock.clone(), config.history_days, stop.clone()));
+
+    let executor = Executor::new(Parts { store: store.clone(), clock: clock.clone(), hosts: hosts.clone(), conn });
+    let routing = Routing { hosts: hosts.clone(), signer: signer.clone(), clock: clock.clone() };
+    let projects = Arc::new(Projects { store, clock: clock.clone(), hosts: hosts.clone(), routing, executor });
+    let authenticator: Arc<dyn Authenticator> = Arc::new(MasterAuthenticator { hosts: hosts.clone(), auth: auth.clone() });
+    let master = Arc::new(Master { clock, auth, hosts, projects, signer, bus, authenticator, stop: stop.clone() });
+
+    let taken_up = master.projects.executor.recover().await?;
+    if taken_up > 0 {
+        tracing::info!(operations = taken_up, "going on with the operations that have not ended");
+    }
+    if let Some(listener) = bus_listener {
+        tasks.spawn(master.bus.serve_tcp(listener, master.authenticator.clone(), stop.clone()));
+    }
+    tasks.spawn(serve::serve(listener, api::router(master.clone()), config.max_connections, stop.clone()));
+    let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));
+    tracing::info!(%addr, url, "the master serves");
+    unless_started.disarm();
+    Ok(RunningMaster { addr, bus_addr, url, master: Some(master), tasks, stop, lock })
+}
+
+/// Makes the directory if need be and takes it for this process.
+fn lock_data_dir(dir: &Path) -> Result<File, Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| config_error(dir, &error))?;
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|error| config_error(&path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::new(ErrorCode::InvalidConfig, format!("Another master runs on master.data_dir, {}.", dir.display()))
+                .mend("Stop it first, or give this one a directory of its own."))
+        }
+        Err(TryLockError::Error(error)) => Err(config_error(&path, &error)),
+    }
+}
+
+fn store_error(path: &Path, error: &StoreError) -> Error {
+    match error {
+        StoreError::TooNew { .. } => {
+            Error::new(ErrorCode::InvalidConfig, format!("{} was written by a newer Atoll: {error}.", path.display()))
+                .mend("Use that version again, or a newer one.")
+        }
+        error => config_error(path, error),
+    }
+}
+
+async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let text = if error.kind() == std::io::ErrorKind::AddrInUse {
+            format!("{key} is {address}, and that port is in use.")
+        } else {
+            format!("{key} is {address}, which can't be listened on: {error}.")
+        };
+        Error::new(ErrorCode::InvalidConfig, text).mend("Choose another address or port, or stop what uses it.")
+    })
+}
+
+/// An address that a client on this machine can use.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+/// Drops what has expired, at the start and every hour.
+async fn prune(store: Store, clock: SharedClock, history_days: u32, stop: CancellationToken) {
+    let mut beat = tokio::time::interval(PRUNE_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {}
+        }
+        let now = clock.now();
+        let history = Timestamp::from_millis(now.millis() - i64::from(history_days) * 24 * 3600 * 1000);
+        match store.prune(now, history).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "dropped what has expired"),
+            Err(error) => tracing::warn!(%error, "what has expired couldn't be dropped"),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A master as the binary starts it, over real sockets: a host joins and connects with the published client, a project is made, the
+//! master stops in the middle of it and another goes on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test; the lint's own exception stops at helper functions")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use atoll_contract::{
+    Error, ErrorCode, HostId,
+    api::{JoinTokenReply, LoginReply, ProjectAccepted},
+    command::{Command, CommandReply, Verb},
+    host::{Capacity, HostFacts, HostReport, JoinReply, ReportAck, StorageCapabilities, StorageKind},
+    operation::{OperationStatus, OperationView, Progress},
+    project::{ObservedProject, ObservedState, ProjectView},
+    subject,
+};
+use atoll_master::{MasterConfig, RunningMaster, start};
+use atoll_net::{
+    bus::{Conn, Message, stock},
+    clock::SystemClock,
+};
+use serde_json::{Value, json};
+
+const BOUND: Duration = Duration::from_secs(30);
+
+async fn master(dir: &std::path::Path, listen: &str) -> Result<RunningMaster, Error> {
+    let config = MasterConfig { data_dir: dir.to_owned(), listen: listen.parse().unwrap(), ..MasterConfig::default() };
+    start(config, Arc::new(SystemClock)).await
+}
+
+struct Client {
+    http: reqwest::Client,
+    url: String,
+    token: Option<String>,
+}
+
+impl Client {
+    async fn call<T: serde::de::DeserializeOwned>(&self, path: &str, body: Option<Value>) -> T {
+        let url = format!("{}{path}", self.url);
+        let request = match &body {
+            Some(body) => self.http.post(url).json(body),
+            None => self.http.get(url),
+        };
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let response = request.timeout(BOUND).send().await.unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert!(status.is_success(), "{path}: {status} {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+/// A host over the published client: does all at once, but works on images as long as it is told to.
+struct Host {
+    id: HostId,
+    conn: stock::StockConn,
+    sequence: AtomicU64,
+    busy: AtomicBool,
+}
+
+impl Host {
+    async fn connect(url: &str, id: HostId, seed: &str) -> Arc<Self> {
+        let options = async_nats::ConnectOptions::with_nkey(seed.into()).custom_inbox_prefix(format!("_INBOX.{id}"));
+        let url = format!("{}/bus", url.replace("http", "ws"));
+        let conn = tokio::time::timeout(BOUND, stock::connect(&url, options)).await.unwrap().unwrap();
+        let host = Arc::new(Self { id, conn, sequence: AtomicU64::new(0), busy: AtomicBool::new(false) });
+        let mut commands = host.conn.subscribe(&subject::host_command(id), None).await.unwrap();
+        let serving = host.clone();
+        tokio::spawn(async move {
+            while let Some(message) = commands.next().await {
+                let command: Command = serde_json::from_slice(&message.payload).unwrap();
+                let reply = serde_json::to_vec(&serving.answer(&command)).unwrap();
+                let _ = serving.conn.publish(Message::new(message.reply.unwrap(), reply)).await;
+            }
+        });
+        host
+    }
+
+    fn answer(&self, command: &Command) -> CommandReply {
+        let state = match command.verb {
+            Verb::EnsureImage {} if self.busy.load(Ordering::SeqCst) => {
+                return CommandReply::Working { progress: Progress { phase: "pulling".into(), ..Progress::default() } };
+            }
+            Verb::EnsureAbsent {} => ObservedState::Absent,
+            Verb::EnsureRunning { .. } => ObservedState::Running,
+            _ => ObservedState::Stopped,
+        };
+        let observed = ObservedProject { project: command.project, generation: command.generation, state, error: None, used_bytes: None };
+        CommandReply::Done { observed }
+    }
+
+    async fn report(&self) -> ReportAck {
+        let facts = HostFacts {
+            version: "0.1.0".into(),
+            public_url: "http://127.0.0.1:1".into(),
+            region: String::new(),
+            labels: BTreeMap::new(),
+            storage: StorageKind::Dir,
+            capabilities: StorageCapabilities::default(),
+            arch: "x86_64".into(),
+            findings: Vec::new(),
+        };
+        let capacity = Capacity {
+            cpus: 4,
+            memory_bytes: 16 << 30,
+            memory_available_bytes: 8 << 30,
+            disk_bytes: 100 << 30,
+            disk_headroom_bytes: 90 << 30,
+            max_running: 10,
+            ..Capacity::default()
+        };
+        let sequence = self.sequence.fetch_add(1, Ordering::SeqCst) + 1;
+        let (boot, projects) = ("boot".to_owned(), Vec::new());
+        let report = HostReport { host: self.id, boot, sequence, facts: Some(facts), capacity, healthy: true, full: true, projects };
+        let message = Message::new(subject::host_report(self.id), serde_json::to_vec(&report).unwrap());
+        let reply = self.conn.request(message, BOUND).await.unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_joins_a_project_is_made_and_a_second_master_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = master(dir.path(), "127.0.0.1:0").await.unwrap();
+    let (address, token) = (first.addr(), first.setup_token().unwrap());
+    let mut client = Client { http: reqwest::Client::new(), url: first.url().to_owned(), token: None };
+    let root = json!({ "token": token, "name": "root", "password": "correct horse" });
+    let login: LoginReply = client.call("/v1/setup", Some(root)).await;
+    assert!(first.setup_token().is_none());
+    client.token = Some(login.token.clone());
+
+    let key = nkeys::KeyPair::new_user();
+    let token: JoinTokenReply = client.call("/v1/join-tokens", Some(json!({}))).await;
+    let join = json!({ "token": token.token, "name": "host-a", "public_key": key.public_key() });
+    let joined: JoinReply = client.call("/v1/hosts/join", Some(join)).await;
+    let host = Host::connect(first.url(), joined.host, &key.seed().unwrap()).await;
+    let ack = host.report().await;
+    assert_eq!((ack.sequence, ack.resend, ack.jwks), (1, false, joined.jwks));
+
+    // neither a stranger's key nor another's token opens the bus
+    let stranger = nkeys::KeyPair::new_user().seed().unwrap();
+    let bus = format!("{}/bus", first.url().replace("http", "ws"));
+    assert!(stock::connect(&bus, async_nats::ConnectOptions::with_nkey(stranger)).await.is_err());
+    assert!(stock::connect(&bus, async_nats::ConnectOptions::with_token("atl_s_none".into())).await.is_err());
+    let options = async_nats::ConnectOptions::with_token(login.token.clone()).custom_inbox_prefix(format!("_INBOX.{}", login.account));
+    let watcher = stock::connect(&bus, options).await.unwrap();
+    let others = format!("account.{}.>", joined.host);
+    assert_eq!(watcher.subscribe(&others, None).await.err().unwrap().code, ErrorCode::Forbidden);
+    let mut news = watcher.subscribe(&format!("account.{}.>", login.account), None).await.unwrap();
+
+    let body = json!({ "spec": { "name": "thesis", "image": "localhost/base:latest" }, "start": true });
+    let made: ProjectAccepted = client.call("/v1/projects", Some(body)).await;
+    let end = wait(&client, &made, |view| view.status.ended()).await;
+    assert_eq!(end.status, OperationStatus::Done, "{end:?}");
+    let view: ProjectView = client.call("/v1/projects/thesis", None).await;
+    assert_eq!(view.observed, ObservedState::Running);
+    let told = async {
+        loop {
+            let message = news.next().await.unwrap();
+            if *message.subject == *subject::operation(login.account, made.operation) {
+                let view: OperationView = serde_json::from_slice(&message.payload).unwrap();
+                if view.status == OperationStatus::Done {
+                    break;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(BOUND, told).await.expect("the watcher is told of the end");
+
+    host.busy.store(true, Ordering::SeqCst);
+    let restart: ProjectAccepted = client.call("/v1/projects/thesis/restart", Some(Value::Null)).await;
+    let pulling = wait(&client, &restart, |view| view.progress.phase == "pulling").await;
+    assert_eq!(pulling.status, OperationStatus::Running);
+    let second_on_the_same = master(dir.path(), "127.0.0.1:0").await.err().unwrap();
+    assert!(second_on_the_same.code == ErrorCode::InvalidConfig && second_on_the_same.message.contains("master.data_dir"));
+    let begun = tokio::time::Instant::now();
+    first.shutdown().await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "the drain is bounded");
+
+    host.busy.store(false, Ordering::SeqCst);
+    let second = master(dir.path(), &address.to_string()).await.unwrap();
+    assert!(second.setup_token().is_none());
+    let in_use = master(tempfile::tempdir().unwrap().path(), &address.to_string()).await.err().unwrap();
+    assert!(in_use.code == ErrorCode::InvalidConfig && in_use.message.contains(&format!("master.listen is {address}")), "{in_use:?}");
+    let unknown: ProjectView = client.call("/v1/projects/thesis", None).await;
+    assert_eq!(unknown.observed, ObservedState::Unknown, "nothing is observed before the host reports again");
+    // the published client reconnects by itself
+    let end = wait(&client, &restart, |view| view.status.ended()).await;
+    assert_eq!(end.status, OperationStatus::Done, "{end:?}");
+    host.report().await;
+    second.shutdown().await;
+}
+
+async fn wait(client: &Client, accepted: &ProjectAccepted, until: impl Fn(&OperationView) -> bool) -> OperationView {
+    let deadline = tokio::time::Instant::now() + BOUND;
+    let mut after = 0;
+    loop {
+        let view: OperationView = client.call(&format!("/v1/operations/{}?after={after}&wait=5", accepted.operation), None).await;
+        if until(&view) {
+            return view;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{view:?}");
+        after = view.version;
+    }
+}
