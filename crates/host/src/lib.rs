@@ -1,4 +1,21 @@
 //! A host: gate > projects > { runtime, storage } > exec. Runs projects, serves their users, reports to the master.
 
+pub mod config;
+pub mod doctor;
+pub mod exec;
+pub mod files;
+pub mod gate;
+pub mod join;
+pub mod projects;
 pub mod runtime;
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+mod http;
+mod start;
+mod uplink;
+
+pub use config::HostConfig;
+pub use join::{Identity, join};
+pub use start::{RunningHost, start};

@@ -1,5 +1,12 @@
 //! The container runtime behind one trait: `podman` (root or rootless) and a fake.
 
+pub mod fake;
+pub mod podman;
+
+mod args;
+mod output;
+mod probe;
+
 use std::{path::PathBuf, sync::Arc};
 
 use atoll_contract::{Error, Generation, ProjectId, host::Finding, operation::Progress, project::Limits};

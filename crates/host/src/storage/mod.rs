@@ -1,5 +1,14 @@
 //! Volumes behind one trait: `btrfs` and `dir`. Nothing else touches volume paths' parents; files inside `home` are `files`'s.
 
+mod btrfs;
+mod dir;
+pub mod faulty;
+mod ioctl;
+mod open;
+mod receipt;
+mod remove;
+mod tree;
+
 use std::path::PathBuf;
 
 use atoll_contract::{
@@ -10,6 +19,11 @@ use atoll_net::bus::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::Owner;
+
+#[cfg(feature = "testing")]
+pub use open::open_interrupted;
+pub use open::{StorageChoice, StorageConfig, inspect, open};
+pub use tree::InterruptFn;
 
 /// Proof that a volume is the one that the assignment names; kept beside the two volumes, written with fsync before the volumes are
 /// said to exist, and checked before every start.

@@ -1,0 +1,5 @@
+mod adoption;
+mod reconciliation;
+mod sockets;
+mod starts;
+mod verbs;

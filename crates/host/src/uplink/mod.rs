@@ -1,0 +1,184 @@
+//! The way to the master: one connection to its bus, over which commands come and reports go. It comes back by itself, and nothing that
+//! users do on this host waits for it.
+
+mod capacity;
+mod report;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use atoll_contract::{
+    Error, ErrorCode,
+    command::{Command, CommandReply},
+    host::HostFacts,
+    subject,
+};
+use atoll_net::clock::{SharedClock, random_text};
+use futures_util::StreamExt;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::capacity::Bounds;
+use crate::{gate::SharedKeys, join::Identity, projects::Projects, storage::Storage};
+
+/// Commands that are being answered at once. Each takes at most a few seconds to answer, its work apart; the master asks again.
+const MAX_COMMANDS: usize = 256;
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LAST_DELAY: Duration = Duration::from_secs(10);
+
+/// What the uplink works with.
+pub(crate) struct Uplink {
+    pub(crate) identity: Identity,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) bus_url: String,
+    pub(crate) facts: HostFacts,
+    pub(crate) bounds: Bounds,
+    pub(crate) projects: Projects,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) keys: SharedKeys,
+    pub(crate) clock: SharedClock,
+}
+
+impl Uplink {
+    /// Keeps the connection until `cancel` fires.
+    pub(crate) async fn run(self, cancel: CancellationToken) {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(self) {
+        let (connections, connection) = watch::channel(0);
+        let client = loop {
+            match self.options(connections.clone()).connect(&self.bus_url).await {
+                Ok(client) => break client,
+                // it connects in the background, so this is about the address; a name may become resolvable
+                Err(error) => {
+                    tracing::error!(url = %self.bus_url, %error, "no uplink to the master");
+                    tokio::time::sleep(LAST_DELAY).await;
+                }
+            }
+        };
+        let commands = serve_commands(client.clone(), subject::host_command(self.identity.host), self.projects.clone());
+        let reporter = report::Reporter::new(self, client);
+        tokio::join!(commands, reporter.run(connection));
+    }
+
+    fn options(&self, connections: watch::Sender<u64>) -> async_nats::ConnectOptions {
+        let (clock, url) = (self.clock.clone(), self.bus_url.clone());
+        async_nats::ConnectOptions::with_nkey(self.identity.seed.clone())
+            .name(format!("host {}", self.identity.name))
+            .custom_inbox_prefix(format!("_INBOX.{}", self.identity.host))
+            .retry_on_initial_connect()
+            .ignore_discovered_servers()
+            .connection_timeout(Duration::from_secs(5))
+            // a connection that died without a word is noticed after two of these
+            .ping_interval(Duration::from_secs(5))
+            .reconnect_delay_callback(move |attempts| delay(attempts, &random_text(&*clock)))
+            .event_callback(move |event| {
+                match event {
+                    async_nats::Event::Connected => {
+                        tracing::info!(%url, "connected to the master");
+                        connections.send_modify(|connection| *connection += 1);
+                    }
+                    async_nats::Event::Disconnected => tracing::warn!(%url, "disconnected from the master"),
+                    event => tracing::warn!(%url, %event, "uplink"),
+                }
+                std::future::ready(())
+            })
+    }
+}
+
+/// How long before the next attempt: doubling from 100 ms to 10 s, of which a random half, so that the hosts of a master that comes back
+/// don't all knock at once. The first attempt (number 1) is made at once.
+fn delay(attempts: usize, random: &str) -> Duration {
+    if attempts <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempts - 2).unwrap_or(u32::MAX).min(16);
+    let most = FIRST_DELAY.saturating_mul(1 << doublings).min(LAST_DELAY);
+    // 32 letters of 5 bits each
+    let share = random.bytes().take(4).fold(0u32, |sum, byte| (sum << 5) | u32::from(byte & 31));
+    most.mul_f64(0.5 + f64::from(share) / f64::from(1u32 << 21))
+}
+
+async fn serve_commands(client: async_nats::Client, subject: String, projects: Projects) {
+    let room = Arc::new(Semaphore::new(MAX_COMMANDS));
+    let mut answering = JoinSet::new();
+    loop {
+        let mut messages = match client.subscribe(subject.clone()).await {
+            Ok(messages) => messages,
+            Err(error) => {
+                tracing::error!(%error, "the master's commands can't be heard");
+                tokio::time::sleep(FIRST_DELAY).await;
+                continue;
+            }
+        };
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                Some(ended) = answering.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "answering a command broke off");
+                    }
+                    continue;
+                }
+            };
+            let Some(message) = message else { break };
+            let Some(reply_to) = message.reply else {
+                tracing::warn!("a command without a reply subject is ignored");
+                continue;
+            };
+            let (client, projects, permit) = (client.clone(), projects.clone(), room.clone().try_acquire_owned());
+            let Ok(permit) = permit else {
+                let error = Error::new(ErrorCode::LimitExceeded, format!("This host answers {MAX_COMMANDS} commands at once."));
+                answer(&client, reply_to, &CommandReply::Failed { error }).await;
+                continue;
+            };
+            answering.spawn(async move {
+                let reply = match serde_json::from_slice::<Command>(&message.payload) {
+                    Ok(command) => projects.command(command).await,
+                    Err(error) => CommandReply::Failed { error: Error::invalid(format!("This isn't a command: {error}.")) },
+                };
+                answer(&client, reply_to, &reply).await;
+                drop(permit);
+            });
+        }
+        tokio::time::sleep(FIRST_DELAY).await;
+    }
+}
+
+async fn answer(client: &async_nats::Client, to: async_nats::Subject, reply: &CommandReply) {
+    let text = match serde_json::to_vec(reply) {
+        Ok(text) => text,
+        Err(error) => return tracing::error!(%error, "a reply can't be written"),
+    };
+    // an answer that gets lost is asked for again by the master
+    if let Err(error) = client.publish(to, text.into()).await {
+        tracing::warn!(%error, "a command's answer can't be sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_within_their_bounds() {
+        assert_eq!(delay(1, "aaaa"), Duration::ZERO);
+        let most = |attempts| delay(attempts, "????");
+        let least = |attempts| delay(attempts, "@@@@");
+        assert_eq!(least(2), Duration::from_millis(50));
+        assert!(most(2) > Duration::from_millis(99) && most(2) <= Duration::from_millis(100));
+        assert_eq!(least(4), Duration::from_millis(200));
+        for attempts in [20, 1000, usize::MAX] {
+            assert!(least(attempts) == LAST_DELAY / 2 && most(attempts) <= LAST_DELAY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod bus_tests;
