@@ -1,0 +1,107 @@
+//! Arguments of what serves, and of what looks at this machine.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::ConfigArgs;
+
+/// Run a master and one host in one process, for one person on one machine
+///
+/// The first start makes the data directory, lets the host join by itself, and prints how to make the first account. Data is kept.
+/// Ctrl-C or SIGTERM stops the process and leaves the projects' containers running; the next start finds them again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll up
+  atoll up --data-dir /srv/atoll --storage btrfs
+  atoll up --listen 192.0.2.7:7420        for others on the network, too")]
+pub struct UpArgs {
+    /// Where everything is kept, in `master` and `host` below it; without it /var/lib/atoll for root, else $XDG_DATA_HOME/atoll
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Address of the master's HTTP; the host takes the same address and the port of `host.listen`
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+
+    /// How volumes are kept; `auto` takes btrfs where the data directory is on it
+    #[arg(long, value_enum)]
+    pub storage: Option<StorageArg>,
+
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StorageArg {
+    Btrfs,
+    Dir,
+    Auto,
+}
+
+impl StorageArg {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Btrfs => "btrfs",
+            Self::Dir => "dir",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// Run one role of a cluster
+#[derive(Debug, Subcommand)]
+pub enum Serve {
+    /// Run the master: accounts, placement, operations, the API
+    #[command(after_help = "\
+Examples:
+  atoll serve master
+  atoll serve master --config /etc/atoll/master.toml
+  ATOLL_MASTER_LISTEN=0.0.0.0:7420 atoll serve master --set log.format=json")]
+    Master(ServeArgs),
+    /// Run a host that has joined: its projects, files and terminals
+    #[command(after_help = "\
+Examples:
+  atoll host join --config host.toml --token-file token    once, before the first start
+  atoll serve host --config host.toml")]
+    Host(ServeArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Look at this machine and say what works for projects and what does not
+///
+/// Needs no server. Each finding has a stable code and says what to do; exits with 1 if one is an error.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll doctor
+  atoll doctor --config /etc/atoll/host.toml --json")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+/// Ask a master whether it serves
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  atoll health --master http://127.0.0.1:7420")]
+pub struct HealthArgs {}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll completion bash > ~/.local/share/bash-completion/completions/atoll
+  atoll completion zsh > ~/.zfunc/_atoll
+  atoll completion fish > ~/.config/fish/completions/atoll.fish")]
+pub struct CompletionArgs {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}

@@ -1,0 +1,269 @@
+//! The one typed config, checked as a whole before any port is bound.
+
+mod keys;
+#[cfg(test)]
+mod reference;
+mod settings;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use self::settings::Settings;
+pub use self::settings::Sources;
+use crate::{
+    args::ConfigArgs,
+    errors::{self, Result},
+};
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub log: Log,
+    pub master: Master,
+    pub host: Host,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Filter directives.
+    pub level: String,
+    pub json: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Master {
+    pub listen: SocketAddr,
+    pub public_url: Option<String>,
+    pub data_dir: PathBuf,
+    pub bus_listen: Option<SocketAddr>,
+    pub max_connections: u32,
+    pub history_days: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub name: String,
+    pub master_url: String,
+    pub listen: SocketAddr,
+    pub public_url: Option<String>,
+    pub data_dir: PathBuf,
+    pub region: String,
+    pub labels: BTreeMap<String, String>,
+    pub max_running: u32,
+    pub disk_reserve: u64,
+    pub bus_listen: Option<SocketAddr>,
+    pub storage: Storage,
+    pub runtime: Runtime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageChoice {
+    Auto,
+    Btrfs,
+    Dir,
+}
+
+#[derive(Debug, Clone)]
+pub struct Storage {
+    pub kind: StorageChoice,
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+#[expect(clippy::struct_field_names, reason = "an OCI runtime is what podman calls the program beneath it")]
+pub struct Runtime {
+    pub podman: String,
+    pub oci_runtime: Option<String>,
+    pub network: Option<String>,
+    pub userns_base: u32,
+    pub pull_timeout: Duration,
+    pub max_parallel_starts: u32,
+}
+
+/// What the machine says when the config doesn't.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// `master` and `host` are below it.
+    pub data_root: PathBuf,
+    pub host_name: String,
+}
+
+impl Machine {
+    pub fn examine() -> Self {
+        Self { data_root: data_root(), host_name: host_name() }
+    }
+}
+
+/// Reads the sources that `args` name and makes the config of them. `flags` are those that commands have for single keys; they win.
+pub fn load(args: &ConfigArgs, flags: &[(&str, String)], machine: &Machine) -> Result<Config> {
+    let file = match &args.config {
+        Some(path) => Some((path.clone(), read(path)?)),
+        None => match default_file().filter(|path| path.is_file()) {
+            Some(path) => {
+                let text = read(&path)?;
+                Some((path, text))
+            }
+            None => None,
+        },
+    };
+    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let set = args.set.iter().map(|pair| (pair.key.clone(), pair.value.clone()));
+    let flags = set.chain(flags.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    build(&Sources { file, environment: environment.collect(), flags: flags.collect() }, machine)
+}
+
+/// The config of these sources. Reads nothing else.
+///
+/// # Errors
+/// `invalid_config`, naming the key and where it was written.
+pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
+    let settings = Settings::resolve(sources)?;
+    let host = host(&settings, machine)?;
+    let master = Master {
+        listen: settings.address("master.listen")?,
+        public_url: settings.text("master.public_url"),
+        data_dir: settings.path("master.data_dir").unwrap_or_else(|| machine.data_root.join("master")),
+        bus_listen: settings.maybe_address("master.bus_listen")?,
+        max_connections: settings.count("master.max_connections")?,
+        history_days: settings.count("master.history_days")?,
+    };
+    if master.data_dir == host.data_dir {
+        return Err(settings.refuse("host.data_dir", "the master's data directory is the same; each needs its own."));
+    }
+    let level = settings.text("log.level").unwrap_or_else(|| "info".into());
+    Ok(Config { log: Log { level, json: settings.text("log.format").as_deref() == Some("json") }, master, host })
+}
+
+fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
+    let listen = settings.address("host.listen")?;
+    let public_url = settings.text("host.public_url");
+    if public_url.is_none() && listen.ip().is_unspecified() {
+        let why = "must be set, since host.listen is an address that users can't go to.";
+        return Err(settings.refuse("host.public_url", why).mend("Set it to http://NAME:PORT as users reach this machine."));
+    }
+    let network = settings.text("host.runtime.network");
+    if network.as_deref().is_some_and(|network| network == "host" || network.starts_with("container:") || network.starts_with("ns:")) {
+        return Err(settings.refuse("host.runtime.network", "a project never gets another's network."));
+    }
+    let data_dir = settings.path("host.data_dir").unwrap_or_else(|| machine.data_root.join("host"));
+    let name = settings.text("host.name").unwrap_or_else(|| machine.host_name.clone());
+    if atoll_contract::project::check_name(&name).is_err() {
+        return Err(settings.refuse("host.name", format!("must be set, since the machine's name {name:?} isn't a host's name.")));
+    }
+    Ok(Host {
+        name,
+        master_url: settings.text("host.master_url").ok_or_else(|| settings.refuse("host.master_url", "must not be empty."))?,
+        listen,
+        public_url,
+        region: settings.text("host.region").unwrap_or_default(),
+        labels: settings.labels("host.labels"),
+        max_running: settings.count("host.max_running")?,
+        disk_reserve: settings.size("host.disk_reserve")?,
+        bus_listen: settings.maybe_address("host.bus_listen")?,
+        storage: Storage {
+            kind: match settings.text("host.storage.kind").as_deref() {
+                Some("btrfs") => StorageChoice::Btrfs,
+                Some("dir") => StorageChoice::Dir,
+                _ => StorageChoice::Auto,
+            },
+            path: settings.path("host.storage.path").unwrap_or_else(|| data_dir.join("volumes")),
+        },
+        runtime: Runtime {
+            podman: settings.text("host.runtime.podman").unwrap_or_else(|| "podman".into()),
+            oci_runtime: settings.text("host.runtime.oci_runtime"),
+            network,
+            userns_base: settings.count("host.runtime.userns_base")?,
+            pull_timeout: settings.duration("host.runtime.pull_timeout")?,
+            max_parallel_starts: settings.count("host.runtime.max_parallel_starts")?,
+        },
+        data_dir,
+    })
+}
+
+/// A config file larger than this isn't one.
+const MAX_FILE: u64 = 1 << 20;
+
+fn read(path: &std::path::Path) -> Result<String> {
+    use std::io::Read;
+    let bad = |error: std::io::Error| {
+        let told = errors::io(path.display(), &error);
+        atoll_contract::Error::new(atoll_contract::ErrorCode::InvalidConfig, format!("The config can't be read: {}", told.message))
+    };
+    let mut text = String::new();
+    std::fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text)).map_err(bad)?;
+    Ok(text)
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A directory of the XDG base directory specification: the variable if it is an absolute path, else a place in the home directory.
+pub fn xdg(variable: &str, in_home: &str) -> Option<PathBuf> {
+    let set = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(in_home)))
+}
+
+fn default_file() -> Option<PathBuf> {
+    if is_root() { Some("/etc/atoll/atoll.toml".into()) } else { Some(xdg("XDG_CONFIG_HOME", ".config")?.join("atoll/atoll.toml")) }
+}
+
+fn data_root() -> PathBuf {
+    if is_root() {
+        return "/var/lib/atoll".into();
+    }
+    // without a home directory, the working directory is the only place that is surely the user's
+    xdg("XDG_DATA_HOME", ".local/share").unwrap_or_else(|| ".".into()).join("atoll")
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(text: &str) -> Result<Config> {
+        let machine = Machine { data_root: "/data".into(), host_name: "box".into() };
+        super::build(&Sources { file: Some(("a.toml".into(), text.into())), ..Sources::default() }, &machine)
+    }
+
+    #[test]
+    fn an_empty_file_is_a_config() {
+        let config = build("").unwrap();
+        assert_eq!(config.master.listen, "127.0.0.1:7420".parse().unwrap());
+        assert_eq!(config.master.data_dir, PathBuf::from("/data/master"));
+        assert_eq!(config.host.storage.path, PathBuf::from("/data/host/volumes"));
+        assert_eq!((config.host.name.as_str(), config.host.disk_reserve), ("box", 2 << 30));
+        assert_eq!((config.log.level.as_str(), config.log.json), ("info", false));
+    }
+
+    #[test]
+    fn what_is_set_is_taken() {
+        let config = build(
+            "[log]\nformat = \"json\"\n[master]\nbus_listen = \"127.0.0.1:4222\"\n\
+             [host]\nname = \"a\"\nlisten = \"0.0.0.0:7430\"\npublic_url = \"http://a:7430\"\n\
+             [host.storage]\nkind = \"dir\"\npath = \"/v\"\n[host.runtime]\noci_runtime = \"runc\"\n",
+        )
+        .unwrap();
+        assert!(config.log.json);
+        assert_eq!(config.host.storage.kind, StorageChoice::Dir);
+        assert_eq!(config.host.storage.path, PathBuf::from("/v"));
+        assert_eq!(config.host.runtime.oci_runtime.as_deref(), Some("runc"));
+        assert!(config.master.bus_listen.is_some());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (text, key) in [
+            ("[host]\nlisten = \"0.0.0.0:7430\"", "host.public_url"),
+            ("[host]\ndata_dir = \"/data/master\"", "host.data_dir"),
+            ("[host.runtime]\nnetwork = \"host\"", "host.runtime.network"),
+            ("[host]\nmaster_url = \"\"", "host.master_url"),
+            ("[host]\nlisten = \"\"", "host.listen"),
+            ("[host]\nmax_running = 99999999999", "host.max_running"),
+        ] {
+            let error = build(text).unwrap_err();
+            assert!(error.message.contains(key), "{text}: {}", error.message);
+        }
+    }
+}

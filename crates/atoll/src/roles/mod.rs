@@ -1,0 +1,71 @@
+//! What serves: each role is built from its checked config, runs until it is told to stop, and is drained within a bound.
+
+pub mod agent;
+pub mod binary;
+pub mod host;
+pub mod logging;
+pub mod master;
+pub mod up;
+
+use std::{future::Future, time::Duration};
+
+use atoll_contract::{Error, ErrorCode};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    errors::{self, Result},
+    output::say,
+};
+
+/// A role that hasn't drained by then is left as it is; all that matters is saved before it is acted on.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// The runtime of a role: all processors, and blocking work (SQLite, files) on threads of its own.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| errors::io("The runtime", &error))
+}
+
+/// SIGINT and SIGTERM, listened to from before a role is built, so that none is missed.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self> {
+        let failed = |error: std::io::Error| errors::io("A signal", &error);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+
+    /// Builds something, unless the process is told to stop before it is there.
+    async fn or<T>(&mut self, build: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            built = build => built,
+            signal = self.told() => Err(Error::new(ErrorCode::Cancelled, format!("Stopped by {signal} while starting."))),
+        }
+    }
+
+    /// Drains, for [`DRAIN`] at most; a second signal ends the process at once.
+    async fn drain(&mut self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            () = work => tracing::info!("drained"),
+            () = tokio::time::sleep(DRAIN) => tracing::warn!(seconds = DRAIN.as_secs(), "not drained in time; leaving all the same"),
+            signal = self.told() => tracing::warn!(signal, "told to stop a second time; leaving at once"),
+        }
+    }
+}
+
+/// Says on standard error what a person who started the role wants to see, also when logs are JSON.
+fn announce(text: &str) {
+    say(text);
+}
