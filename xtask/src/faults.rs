@@ -10,7 +10,7 @@ use crate::{
     demo::{expect, list, same},
     sh::{self, Context, Done, fail},
     terminal::Shell,
-    testbed::{Testbed, until, utf8},
+    testbed::{Testbed, free_address, until, utf8},
 };
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -25,7 +25,7 @@ pub fn run(binary: &std::path::Path, image: &str) -> Done {
     bed.start_host("a", &volumes)?;
     online(&bed.cli())?;
     type Case = fn(&mut Testbed, &str) -> Done;
-    let cases: [(&str, Case); 9] = [
+    let cases: [(&str, Case); 12] = [
         ("a killed host program finds its container, terminal and scrollback again", killed_host),
         ("a master killed during create leaves exactly one project and container", killed_master_create),
         ("a master killed during start leaves exactly one container", killed_master_start),
@@ -34,6 +34,9 @@ pub fn run(binary: &std::path::Path, image: &str) -> Done {
         ("a project that fits nowhere is refused with reasons", no_room),
         ("a port in use is a clear error", port_in_use),
         ("a wrong config is a clear error before any port is bound", wrong_config),
+        ("a dead podman is said by doctor and by the host, which gets no projects", dead_podman),
+        ("a killed host is waited for by what was asked of it", absent_host),
+        ("`atoll up` serves one person, stops, and comes back with everything", up),
         ("a full disk is a clear error and loses nothing", full_disk),
     ];
     let mut failed = 0;
@@ -282,4 +285,81 @@ fn full_disk(bed: &mut Testbed, image: &str) -> Done {
     same("the file written before", kept?.trim(), "kept")?;
     same("what is left of the upload", cli.run(&["exec", "full", "--", "sh", "-c", "ls"])?.trim(), "kept")?;
     cli.run(&["project", "delete", "full", "--yes"]).map(drop)
+}
+
+fn dead_podman(bed: &mut Testbed, image: &str) -> Done {
+    let cli = bed.cli();
+    let config = bed.dir.join("lame.toml");
+    let (master, data) = (bed.master, bed.dir.join("lame"));
+    let text = format!(
+        "[host]\nname = \"lame\"\nmaster_url = \"http://{master}\"\nlisten = \"127.0.0.1:0\"\npublic_url = \"http://127.0.0.1:9\"\ndata_dir = {data:?}\n"
+    );
+    fs::write(&config, format!("{text}[host.runtime]\npodman = \"/nonexistent/podman\"\n"))?;
+    let doctor = cli.output(&["--json", "doctor", "--config", utf8(&config)?])?;
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    if doctor.status.code() != Some(1) || !said.contains("runtime.") {
+        return fail(format!("doctor ended with {} and said {said}", doctor.status));
+    }
+    let token = cli.json(&["host", "join-token", "--name", "lame"])?;
+    let file = bed.dir.join("lame-token");
+    crate::testbed::write_secret(&file, token["token"].as_str().unwrap_or_default())?;
+    cli.run(&["host", "join", "--config", utf8(&config)?, "--token-file", utf8(&file)?])?;
+    let mut lame = cli.command(&["serve", "host", "--config", utf8(&config)?]).stderr(std::process::Stdio::null()).spawn()?;
+    let unhealthy = until(PATIENCE, || Ok((cli.json(&["host", "info", "lame"])?["state"] == "unhealthy").then_some(())));
+    let refused = error_of(&cli, &["project", "create", "nowhere", "--image", image, "--host", "lame"]);
+    lame.kill()?;
+    lame.wait()?;
+    unhealthy.context("waiting for the host to be unhealthy")?;
+    let refused = refused?;
+    expect(&refused, &[("code", "no_room")])?;
+    if refused.to_string().contains("unhealthy") { Ok(()) } else { fail(format!("the reason isn't given: {refused}")) }
+}
+
+fn absent_host(bed: &mut Testbed, image: &str) -> Done {
+    let cli = bed.cli();
+    create(&cli, "patient", image, &[])?;
+    bed.kill("host-a")?;
+    let accepted = cli.json(&["project", "start", "patient", "--no-wait"])?;
+    let operation = accepted["operation"].as_str().unwrap_or_default().to_owned();
+    // it has been tried in vain at least once before the host is back
+    until(PATIENCE, || Ok((cli.json(&["operation", "info", &operation])?["attempts"].as_u64() > Some(0)).then_some(())))
+        .context("waiting for an attempt")?;
+    bed.restart("host-a")?;
+    settled(&cli)?;
+    expect(&cli.json(&["operation", "info", &operation])?, &[("status", "done")])?;
+    observed(&cli, "patient", "running")?;
+    cli.run(&["project", "delete", "patient", "--yes"]).map(drop)
+}
+
+/// A person's own machine: one process, a plain directory.
+fn up(bed: &mut Testbed, image: &str) -> Done {
+    let data = bed.dir.join("up");
+    let listen = free_address()?;
+    let cli = Cli { master: format!("http://{listen}"), credentials: bed.dir.join("up-credentials.json"), ..bed.cli() };
+    let serve = || {
+        let log = fs::File::options().create(true).append(true).open(bed.dir.join("up.log"))?;
+        let args = ["up", "--data-dir", utf8(&data)?, "--listen", &listen.to_string(), "--storage", "dir"];
+        Ok::<_, sh::Fail>(cli.command(&args).stdout(log.try_clone()?).stderr(log).spawn()?)
+    };
+    let mut server = serve()?;
+    let lived = one_persons_day(bed, &cli, &data, image);
+    let ended = crate::testbed::end(&mut server);
+    lived.map_err(|error| sh::Fail(format!("{error}\n{}", crate::testbed::tail(&bed.dir.join("up.log")))))?;
+    ended?;
+    let mut server = serve()?;
+    let back = until(PATIENCE, || Ok(cli.output(&["exec", "own", "--", "cat", "kept"])?.stdout.starts_with(b"kept").then_some(())));
+    let removed = cli.run(&["project", "delete", "own", "--yes"]);
+    crate::testbed::end(&mut server)?;
+    back.context("the project after a restart")?;
+    removed.map(drop)
+}
+
+fn one_persons_day(bed: &Testbed, cli: &Cli, data: &std::path::Path, image: &str) -> Done {
+    let password = bed.dir.join("password");
+    let token = data.join("master/setup-token");
+    until(PATIENCE, || Ok(token.exists().then_some(()))).context("waiting for the setup token")?;
+    cli.run(&["setup", "--name", "me", "--token-file", utf8(&token)?, "--password-file", utf8(&password)?])?;
+    online(cli)?;
+    create(cli, "own", image, &["--start"])?;
+    cli.run(&["exec", "own", "--", "sh", "-c", "echo kept > kept"]).map(drop)
 }

@@ -173,8 +173,9 @@ impl Testbed {
 
     /// Ends the servers, removes the containers, unmounts and deletes everything. Says what it couldn't.
     pub fn tear_down(&mut self) -> Done {
+        let mut ended = Ok(());
         for server in &mut self.servers {
-            end(&mut server.child);
+            ended = ended.and(end(&mut server.child).context(&server.name));
         }
         self.servers.clear();
         remove_containers(&self.host_ids)?;
@@ -185,7 +186,7 @@ impl Testbed {
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir).context(format!("removing {}", self.dir.display()))?;
         }
-        Ok(())
+        ended
     }
 }
 
@@ -197,15 +198,17 @@ impl Drop for Testbed {
     }
 }
 
-/// SIGTERM, and SIGKILL if that isn't enough.
-fn end(child: &mut Child) {
-    let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) else { return };
+/// SIGTERM, and SIGKILL if that isn't enough, which is an error.
+pub fn end(child: &mut Child) -> Done {
+    let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) else { return Ok(()) };
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    let gone = until(Duration::from_secs(15), || Ok(child.try_wait()?.map(|_| ())));
+    let gone = until(Duration::from_secs(30), || Ok(child.try_wait()?.map(|_| ())));
     if gone.is_err() {
-        let _ = child.kill();
-        let _ = child.wait();
+        child.kill()?;
+        child.wait()?;
+        return fail("a server didn't end within 30 s of SIGTERM");
     }
+    Ok(())
 }
 
 fn remove_containers(hosts: &[String]) -> Done {
@@ -287,11 +290,11 @@ fn healthy(address: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-fn free_address() -> Done<SocketAddr> {
+pub fn free_address() -> Done<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-fn write_secret(path: &Path, text: &str) -> Done {
+pub fn write_secret(path: &Path, text: &str) -> Done {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
