@@ -56,9 +56,9 @@ const STARTS: usize = 20;
 /// hits both.
 fn start(cli: &Cli, image: &str) -> Done<Value> {
     cli.run(&["project", "create", "bench", "--image", image, "--memory", "256M", "--disk", "500M"])?;
-    let works = |runtime: &&str| {
-        sh::works("podman", &["--runtime", runtime, "run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", image, "true"])
-    };
+    let [files, processes] = ulimits()?;
+    let works =
+        |runtime: &&str| sh::works("podman", &["--runtime", runtime, "run", "--rm", "--network=none", &files, &processes, image, "true"]);
     let runtime = ["crun", "runc"].into_iter().find(works).ok_or_else(|| Fail("neither crun nor runc runs a container here".into()))?;
     let (mut ours, mut anchors) = (Vec::new(), Vec::new());
     for round in 0..=STARTS {
@@ -93,10 +93,22 @@ fn start_once(cli: &Cli) -> Done<Duration> {
 
 /// The same with podman alone and the same limits: what a person would type without Atoll.
 fn podman_once(image: &str, runtime: &str) -> Done<Duration> {
-    let nofile = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(1024);
-    let ulimit = format!("--ulimit=nofile={nofile}:{nofile}");
+    let [files, processes] = ulimits()?;
     let begin = now();
-    let args = ["--runtime", runtime, "run", "--detach", "--memory=256m", "--cpus=1", "--pids-limit=4096", &ulimit, image, "sleep", "600"];
+    let args = [
+        "--runtime",
+        runtime,
+        "run",
+        "--detach",
+        "--memory=256m",
+        "--cpus=1",
+        "--pids-limit=4096",
+        &files,
+        &processes,
+        image,
+        "sleep",
+        "600",
+    ];
     let id = sh::read("podman", &args)?;
     let mut exec = sh::command("podman", &["--runtime", runtime, "exec", "--interactive", "--tty", &id, "bash"]);
     exec.env("TERM", "xterm-256color");
@@ -106,6 +118,14 @@ fn podman_once(image: &str, runtime: &str) -> Done<Duration> {
     shell.leave();
     sh::read("podman", &["rm", "--force", "--time", "0", &id])?;
     Ok(time)
+}
+
+/// Hard limits that podman may set here: no more than this process has, and no more processes than the kernel numbers.
+fn ulimits() -> Done<[String; 2]> {
+    let own = |resource| rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let ids: u64 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().context("pid_max")?;
+    let (files, processes) = (own(rustix::process::Resource::Nofile).min(1 << 20), own(rustix::process::Resource::Nproc).min(ids));
+    Ok([format!("--ulimit=nofile={files}:{files}"), format!("--ulimit=nproc={processes}:{processes}")])
 }
 
 fn prompt(shell: &Shell) -> Done {
