@@ -57,7 +57,7 @@ enum Task {
         #[arg(long)]
         debug: bool,
     },
-    /// Check what the compiler doesn't: imports between modules, sizes, links in the docs, golden files.
+    /// Check the lints, the form, imports between modules, sizes, links in the docs, golden files.
     Tidy,
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: what the compiler doesn't check.
+//! `cargo xtask tidy`: the lints, and what no lint checks.
 
 use std::{
     collections::BTreeSet,
@@ -38,7 +38,8 @@ const CONFINED: &[Confined] = &[
         why: "one door to the outside: exec modules spawn processes",
     },
     Confined { text: "SystemTime::now", places: &["crates/net/src/clock.rs", "crates/cluster"], why: "time is passed in" },
-    Confined { text: "unsafe ", places: &["crates/host/src/storage/ioctl.rs"], why: "only the module that makes ioctls is unsafe" },
+    // the lint denies unsafe code everywhere else
+    Confined { text: "(unsafe_code", places: &["crates/host/src/storage/ioctl.rs"], why: "only the module that makes ioctls is unsafe" },
     Confined { text: "EncodingKey", places: &["crates/master/"], why: "only the master signs" },
 ];
 
@@ -50,6 +51,12 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("crates/host/src/storage", &["crate::gate", "crate::projects", "crate::uplink", "crate::files"]),
     ("crates/host/src/runtime", &["crate::gate", "crate::projects", "crate::uplink", "crate::files", "crate::storage"]),
     ("crates/host/src/files", &["crate::projects", "crate::uplink"]),
+];
+
+/// Cargo's own checks, with what to say when one fails.
+const LINTS: &[(&str, &[&str])] = &[
+    ("`cargo fmt --all` has something to do", &["fmt", "--all", "--check"]),
+    ("clippy finds something", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
 ];
 
 const FILE_LINES: usize = 500;
@@ -67,6 +74,17 @@ pub fn run() -> Done {
     crate_dependencies(&mut errors)?;
     doc_links(&files, &mut errors)?;
     golden_files(&files, &mut errors);
+    for (what, args) in LINTS {
+        if !sh::works(crate::machine::cargo(), &[args[0], "--version"]) {
+            eprintln!("skipped: tidy: `cargo {}` isn't installed (rustup component add rustfmt clippy)", args[0]);
+            continue;
+        }
+        let mut cargo = sh::command(crate::machine::cargo(), args);
+        let output = sh::output(cargo.current_dir(sh::root()))?;
+        if !output.status.success() {
+            errors.push(format!("{what}:\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)));
+        }
+    }
     warnings.iter().for_each(|line| println!("warning: {line}"));
     errors.iter().for_each(|line| println!("error: {line}"));
     if errors.is_empty() { Ok(()) } else { fail(format!("tidy found {} errors", errors.len())) }

@@ -1,4 +1,5 @@
 //! The same with the real podman and btrfs.
+#![expect(clippy::unwrap_used, reason = "tests, and what prepares them")]
 
 use atoll_cluster::{Cluster, api, real::Machine};
 use atoll_contract::{
@@ -82,7 +83,7 @@ async fn an_image_with_neither_shell_nor_libc_runs() -> Result<(), Error> {
     assert_eq!(remote.exec(&["sh"]).await.unwrap_err().code, ErrorCode::NotFound);
     cluster.api.delete(made.project).await?;
     cluster.end().await;
-    podman(&["rmi", "--force", &image]).await;
+    run("podman", &["rmi", "--force", &image]).await;
     Ok(())
 }
 
@@ -91,15 +92,15 @@ async fn bare_image() -> String {
     let dir = tempfile::tempdir().unwrap();
     let (tar, image) = (dir.path().join("bare.tar"), format!("localhost/atoll-bare-{}:latest", std::process::id()));
     std::fs::write(dir.path().join("empty"), "").unwrap();
-    let packed = tokio::process::Command::new("tar").args(["-cf"]).arg(&tar).arg("-C").arg(dir.path()).arg("empty").status().await.unwrap();
-    assert!(packed.success());
-    podman(&["import", "--quiet", tar.to_str().unwrap(), &image]).await;
+    let tar = tar.to_str().unwrap();
+    run("tar", &["-cf", tar, "-C", dir.path().to_str().unwrap(), "empty"]).await;
+    run("podman", &["import", "--quiet", tar, &image]).await;
     image
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test's own preparation")]
-async fn podman(args: &[&str]) {
-    let output = tokio::process::Command::new("podman").args(args).output().await.unwrap();
+async fn run(program: &str, args: &[&str]) {
+    let output = tokio::process::Command::new(program).args(args).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
