@@ -56,7 +56,9 @@ async fn outside() {
         _ = host.hello() => {}
         // says by itself why: unshare(1) needs the right to make namespaces
         status = init.wait() => {
-            eprintln!("skipped: no PID namespace can be made here ({})", status.unwrap());
+            // past the test harness, which keeps what a passing test prints
+            let line = format!("skipped: init: no PID namespace can be made here ({})\n", status.unwrap());
+            std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
             return;
         }
     }

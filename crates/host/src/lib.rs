@@ -9,7 +9,7 @@ pub mod join;
 pub mod projects;
 pub mod runtime;
 pub mod storage;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 mod http;

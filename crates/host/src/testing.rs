@@ -17,7 +17,7 @@ impl LoopBtrfs {
     /// A file system of this many bytes; btrfs wants 128 MiB or more. Disk space is taken as it is written.
     ///
     /// # Errors
-    /// Why there can be none here: not root, no tools, no loop devices. A test then prints `skipped: <test>: <reason>`.
+    /// Why there can be none here: not root, no tools, no loop devices. A test then says so with [`skipped`].
     pub async fn new(bytes: u64) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("a loop mount needs root".into());

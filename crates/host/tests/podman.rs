@@ -21,6 +21,7 @@ use atoll_host::{
         podman::{PodmanConfig, PodmanRuntime},
     },
     storage::StorageConfig,
+    testing::skipped,
 };
 use atoll_net::clock::{SystemClock, random_text};
 use tokio::time::Instant;
@@ -69,7 +70,7 @@ impl Host {
         match Self::make().await {
             Ok(host) => Some(host),
             Err(reason) => {
-                println!("skipped: {test}: {reason}");
+                skipped(test, &reason);
                 None
             }
         }
@@ -388,7 +389,7 @@ async fn a_podman_that_is_dead_or_hangs() {
 #[tokio::test]
 async fn the_probe_takes_what_works_and_says_what_does_not() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: the_probe_takes_what_works_and_says_what_does_not: user namespaces are mapped by root only");
+        skipped("the_probe_takes_what_works_and_says_what_does_not", "user namespaces are mapped by root only");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -422,7 +423,7 @@ async fn rootless_too() {
     const TEST: &str = "a_container_has_its_limits_its_walls_and_its_mounts";
     const USER: u32 = 2_000_000_001; // nobody's, so that no session of a user is touched
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: rootless_too: the other tests are rootless already");
+        skipped("rootless_too", "the other tests are rootless already");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -439,8 +440,8 @@ async fn rootless_too() {
     let outcome = exec::run(as_user(&[binary.to_str().unwrap(), "--exact", TEST, "--nocapture"])).await.unwrap();
     // rootless podman keeps a process that holds its namespace
     exec::run(as_user(&["podman", "system", "migrate"])).await.unwrap();
-    if let Some(line) = outcome.stdout.text().lines().find_map(|line| line.split_once("skipped: ").map(|(_, reason)| reason.to_owned())) {
-        println!("skipped: rootless_too: {line}");
+    if let Some(line) = outcome.stderr.text().lines().find_map(|line| line.split_once("skipped: ").map(|(_, reason)| reason.to_owned())) {
+        skipped("rootless_too", &line);
         return;
     }
     assert!(outcome.success(), "{}{}", outcome.stdout.text(), outcome.stderr.text());
@@ -502,7 +503,7 @@ async fn a_start_costs_what_podman_run_costs() {
         let outcome = podman(&host.oci, &plain).await;
         theirs.push(begin.elapsed());
         if !outcome.success() {
-            println!("skipped: a_start_costs_what_podman_run_costs: plain podman run: {}", outcome.stderr.text());
+            skipped("a_start_costs_what_podman_run_costs", &format!("plain podman run: {}", outcome.stderr.text()));
             return;
         }
         podman(&host.oci, &["rm", "--force", "--time=2", &name]).await;

@@ -55,7 +55,7 @@ async fn btrfs(test: &str, bytes: u64) -> Option<LoopBtrfs> {
     match LoopBtrfs::new(bytes).await {
         Ok(fixture) => Some(fixture),
         Err(reason) => {
-            println!("skipped: {test}: {reason}");
+            atoll_host::testing::skipped(test, &reason);
             None
         }
     }

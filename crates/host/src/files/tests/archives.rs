@@ -16,7 +16,7 @@ fn oracle(program: &str, arguments: &[&str], dir: &Path, input: &[u8]) -> Option
     let mut command = Command::new(program);
     let spawned = command.args(arguments).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let Ok(mut child) = spawned else {
-        eprintln!("skipped: there is no {program} here");
+        crate::testing::skipped("archives", &format!("there is no {program} here"));
         return None;
     };
     let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_vec());

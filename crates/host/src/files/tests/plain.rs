@@ -229,7 +229,7 @@ fn pages_have_borders() {
 fn as_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        crate::testing::skipped("files::plain", "needs root");
     }
     root
 }
@@ -270,7 +270,7 @@ impl Small {
     fn mount(at: &Path) -> Option<Self> {
         let flags = rustix::mount::MountFlags::empty();
         if let Err(error) = rustix::mount::mount(c"tmpfs", at, c"tmpfs", flags, c"size=1m") {
-            eprintln!("skipped: can't mount: {error}");
+            crate::testing::skipped("files::plain", &format!("can't mount: {error}"));
             return None;
         }
         Some(Self(at.into()))

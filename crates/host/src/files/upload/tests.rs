@@ -109,7 +109,7 @@ fn a_copy_made_twice_leaves_one() {
 #[test]
 fn another_file_system() {
     let Ok(shm) = tempfile::tempdir_in("/dev/shm") else {
-        eprintln!("skipped: no /dev/shm");
+        crate::testing::skipped("another_file_system", "there is no /dev/shm");
         return;
     };
     let mut setting = Setting::new();
