@@ -177,7 +177,7 @@ impl Pty {
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
         #[expect(
             deprecated,
-            reason = "its unsafe successor asks for a descriptor that stays open and the same; an OwnedFd that is never taken out is one"
+            reason = "the function that replaces it asks, without a check, for a descriptor that stays open and the same; an OwnedFd that is never taken out is one"
         )]
         let registered = AsyncFd::new(master)?;
         Ok(Self(Arc::new(registered)))
