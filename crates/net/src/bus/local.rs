@@ -1,10 +1,7 @@
 //! A connection in this process: messages are handed on as they are.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -32,7 +29,6 @@ pub(crate) struct LocalConn {
     /// All of its reply inboxes are one token below this.
     inbox: String,
     inbox_sub: Arc<Sub>,
-    next: AtomicU64,
 }
 
 impl LocalConn {
@@ -44,7 +40,7 @@ impl LocalConn {
             tracing::error!(name, "the bus has too many subscriptions; this connection can't receive replies");
         }
         let memory = Mutex::new((Cache::default(), router.hand()));
-        Self { router: router.clone(), name: name.into(), rights, memory, replies, inbox, inbox_sub, next: AtomicU64::new(0) }
+        Self { router: router.clone(), name: name.into(), rights, memory, replies, inbox, inbox_sub }
     }
 
     /// Publishes and says how many got it. `own_reply`: the reply subject is this connection's own inbox.
@@ -136,7 +132,8 @@ impl LocalConn {
     }
 
     async fn ask(&self, mut message: Message, timeout: Duration) -> Result<Message, Error> {
-        let token = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        // whoever is asked learns the inbox: were the tokens counted, it could answer in the place of others that are asked
+        let token = random_text(&*self.router.clock);
         let Some(answer) = self.replies.expect(&token, &message.subject) else { return Err(too_many_requests()) };
         let _forget = Unsubscribe::new({
             let (replies, token) = (self.replies.clone(), token.clone());

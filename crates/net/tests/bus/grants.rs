@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use atoll_contract::subject::GRANT_ADD;
-use atoll_net::bus::BusLimits;
+use atoll_contract::{ErrorCode, subject::GRANT_ADD};
+use atoll_net::bus::{BusLimits, Message};
 use tokio::io::DuplexStream;
 
 use crate::support::{Auth, Bus, OTHER, PROJECT, Raw, bus, grant, until};
@@ -131,4 +131,23 @@ async fn the_bus_answers_only_at_subscriptions_of_who_asks() {
     }
     asker.send("PUB _ATOLL.ping _INBOX.one.p 12\r\n_INBOX.one.x\r\n").await;
     asker.expect(&["MSG _INBOX.one.p 1 11", r#"{"ok":null}"#]).await;
+}
+
+/// Whoever serves a subject may publish to all inboxes, and learns the asker's with every request.
+#[tokio::test]
+async fn who_is_asked_can_not_answer_in_another_s_place() {
+    let bus = projects();
+    let (server, liar) = (bus.router.connect("server", None), bus.router.connect("liar", None));
+    let mut asked = liar.subscribe("liar", None).await.unwrap();
+    let _silent = liar.subscribe("silent", None).await.unwrap();
+    let question = |subject: &str| server.request(Message::new(subject, ""), Duration::from_millis(500));
+    let lie = async {
+        let inbox = asked.next().await.unwrap().reply.unwrap();
+        let (prefix, _) = inbox.rsplit_once('.').unwrap();
+        for token in 0..1000 {
+            liar.publish(Message::new(format!("{prefix}.{token}"), "a lie")).await.unwrap();
+        }
+    };
+    let (_, answer, ()) = tokio::join!(question("liar"), question("silent"), lie);
+    assert_eq!(answer.unwrap_err().code, ErrorCode::TimedOut);
 }
