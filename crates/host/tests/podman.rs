@@ -46,7 +46,8 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &files);
     FILE *out = fopen("/home/user/seen.new", "w");
     fprintf(out, "hostname=%s\nuid=%d\npid=%d\nHOME=%s\nA=%s\nnofile=%lu\n", name, getuid(), getpid(), getenv("HOME"), getenv("A"), (unsigned long)files.rlim_max);
-    fprintf(out, "cwd=%s\nsocket_dir=%d\nbinary_writable=%d\n", getcwd(line, sizeof line), access("/run/atoll/marker", R_OK) == 0, access("/.atoll/atoll", W_OK) == 0);
+    fprintf(out, "cwd=%s\nsocket_dir=%d\nbinary_writable=%d\nsocket_dir_writable=%d\n", getcwd(line, sizeof line), access("/run/atoll/marker", R_OK) == 0,
+        access("/.atoll/atoll", W_OK) == 0, access("/run/atoll/marker", W_OK) == 0);
     FILE *map = fopen("/proc/self/uid_map", "r");
     if (map && fgets(line, sizeof line, map)) fprintf(out, "uid_map=%s", line);
     fclose(out);
@@ -125,6 +126,8 @@ impl Host {
         fs::set_permissions(base.join("private"), fs::Permissions::from_mode(0o700)).unwrap();
         let owner = self.runtime.owner();
         std::os::unix::fs::chown(&home, Some(owner.uid), Some(owner.gid)).unwrap();
+        // as agent.json does, it belongs to the container's root
+        std::os::unix::fs::chown(agent_dir.join("marker"), Some(owner.uid), Some(owner.gid)).unwrap();
         ContainerSpec {
             project: project(number),
             generation: Generation(generation),
@@ -224,6 +227,7 @@ async fn a_container_has_its_limits_its_walls_and_its_mounts() {
         says(line);
     }
     says("binary_writable=0");
+    says("socket_dir_writable=0");
     let owner = host.runtime.owner();
     let file = fs::metadata(spec.home.join("seen")).unwrap();
     assert_eq!((file.uid(), file.gid()), (owner.uid, owner.gid), "the container's root is not the host's");

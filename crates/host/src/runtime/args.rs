@@ -73,7 +73,8 @@ pub(super) fn run(ways: &Ways, host: HostId, binary: &Path, spec: &ContainerSpec
     option("--label", format!("{LABEL_GENERATION}={}", spec.generation));
     option("--hostname", spec.hostname.clone());
     option("--volume", volume(&spec.home, HOME_PATH, "rw")?);
-    option("--volume", volume(&spec.agent_dir, AGENT_DIR, "rw")?);
+    // a socket can be connected to all the same; what could be written here would be on the host's own disk, outside every quota
+    option("--volume", volume(&spec.agent_dir, AGENT_DIR, "ro")?);
     option("--volume", volume(binary, AGENT_BINARY_PATH, "ro")?);
     option("--workdir", HOME_PATH.to_owned());
     for (name, value) in &spec.env {
