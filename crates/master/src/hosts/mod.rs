@@ -157,7 +157,12 @@ impl Hosts {
     pub(crate) async fn patch(&self, host: HostId, patch: HostPatch) -> Result<(), Error> {
         let Some(draining) = patch.draining else { return Ok(()) };
         let row = self.store.set_draining(host, draining).await.map_err(internal)?.ok_or_else(|| Error::not_found("host"))?;
-        self.change(|state| state.admit(row));
+        self.change(|state| {
+            // one that was removed in between doesn't become a member again
+            if state.members.contains_key(&host) {
+                state.admit(row);
+            }
+        });
         Ok(())
     }
 

@@ -16,6 +16,11 @@ use crate::store::HostRow;
 
 const OFFLINE_AFTER: Duration = Duration::from_secs(OFFLINE_AFTER_SECONDS);
 
+/// Projects that one host may speak of, and bytes of what it says of one's failure. Both are far above what a sound host says: they bound what one
+/// that isn't takes of the master's memory.
+const MAX_PROJECTS: usize = 20_000;
+const MAX_ERROR: usize = 16 << 10;
+
 #[derive(Default)]
 pub(super) struct Observations(HashMap<HostId, Heard>);
 
@@ -181,7 +186,11 @@ impl Heard {
         changed
     }
 
-    fn put(&mut self, observed: ObservedProject) -> bool {
+    fn put(&mut self, mut observed: ObservedProject) -> bool {
+        if self.projects.len() >= MAX_PROJECTS && !self.projects.contains_key(&observed.project) {
+            return false;
+        }
+        bound(&mut observed);
         if observed.state == ObservedState::Absent {
             return self.projects.remove(&observed.project).is_some();
         }
@@ -190,6 +199,17 @@ impl Heard {
             self.projects.insert(project, observed);
             true
         }
+    }
+}
+
+/// Cuts a failure's words to [`MAX_ERROR`] altogether.
+fn bound(observed: &mut ObservedProject) {
+    let Some(error) = &mut observed.error else { return };
+    let words = error.message.len() + error.mend.len();
+    if words + error.details.as_ref().map_or(0, |details| details.to_string().len()) > MAX_ERROR {
+        error.details = None;
+        error.message.truncate(error.message.floor_char_boundary(MAX_ERROR / 2));
+        error.mend.truncate(error.mend.floor_char_boundary(MAX_ERROR / 2));
     }
 }
 
@@ -268,6 +288,28 @@ pub(super) mod tests {
         assert_eq!(state(&all, 1, START), ObservedState::Running);
         all.apply(report("b", 1, true, vec![]), START);
         assert_eq!(state(&all, 1, START), ObservedState::Absent);
+    }
+
+    #[test]
+    fn a_host_that_says_too_much_takes_bounded_memory() {
+        let mut all = Observations::default();
+        all.apply(report("a", 1, true, vec![]), START);
+        let many = |from: usize| {
+            (from..from + 5000).map(|n| {
+                let project = format!("0198c0de-0000-7000-8000-{n:012x}").parse().unwrap();
+                ObservedProject { project, ..seen(1, ObservedState::Failed) }
+            })
+        };
+        for n in 0..8u32 {
+            all.apply(report("a", 2 + u64::from(n), false, many(n as usize * 5000).collect()), START);
+        }
+        let mut long = seen(1, ObservedState::Failed);
+        long.error = Some(Error::internal("ä".repeat(100_000)).mend("x".repeat(100_000)).details(serde_json::json!("y".repeat(100_000))));
+        all.apply(report("a", 20, false, vec![long]), START);
+        let heard = &all.0[&host()];
+        assert_eq!(heard.projects.len(), MAX_PROJECTS);
+        assert!(serde_json::to_string(&heard.projects[&project(1)]).unwrap().len() < 2 * MAX_ERROR);
+        assert_eq!(state(&all, 1, START), ObservedState::Failed);
     }
 
     #[test]

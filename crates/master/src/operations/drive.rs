@@ -120,13 +120,14 @@ impl Drive {
 
     async fn ask(&mut self, op: &Operation, verb: &Verb) -> (Event, Option<Progress>) {
         let closed = || (Event::Trouble(Error::new(ErrorCode::Unavailable, "The master is shutting down.")), None);
+        let turns = self.inner.turns(op.host);
         if matches!(verb, Verb::EnsureRunning { .. }) && self.start_turn.is_none() {
-            let Ok(turn) = self.inner.starts(op.host).acquire_owned().await else { return closed() };
+            let Ok(turn) = turns.starts.acquire_owned().await else { return closed() };
             self.start_turn = Some(turn);
         }
         let begun = Instant::now();
         let Answer { event, progress, observed } = {
-            let Ok(_turn) = self.inner.actions.acquire().await else { return closed() };
+            let Ok(_turn) = turns.actions.acquire().await else { return closed() };
             ask(&*self.inner.parts.conn, op, verb).await
         };
         if let Some(observed) = observed {

@@ -21,8 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{drive::Drive, model::Operation};
 use crate::{edge::internal, hosts::Hosts, store::Store};
 
-/// Commands under way at once, to all hosts together.
-const ACTIONS: usize = 64;
+/// Commands under way at once to one host, a quarter of what a host answers at once. Not to all together: a host that doesn't answer holds each
+/// for seconds, and the others' operations mustn't wait behind it.
+const ACTIONS_PER_HOST: usize = 64;
 /// Starts at once on one host: container runtimes get slower, not faster, beyond this.
 const STARTS_PER_HOST: usize = 8;
 /// Operations that haven't ended. One that waits for a host costs a task of a few kilobytes.
@@ -50,12 +51,18 @@ pub(crate) struct Parts {
 
 pub(super) struct Inner {
     pub parts: Parts,
-    pub actions: Semaphore,
-    starts: Mutex<HashMap<HostId, Arc<Semaphore>>>,
+    turns: Mutex<HashMap<HostId, Turns>>,
     live: Mutex<HashMap<OperationId, Live>>,
     news: mpsc::Sender<Message>,
     tasks: TaskTracker,
     pub stop: CancellationToken,
+}
+
+/// One host's turns.
+#[derive(Clone)]
+pub(super) struct Turns {
+    pub actions: Arc<Semaphore>,
+    pub starts: Arc<Semaphore>,
 }
 
 struct Live {
@@ -68,15 +75,7 @@ impl Executor {
         let (news, heard) = mpsc::channel(NEWS);
         let (conn, stop, tasks) = (parts.conn.clone(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(publish(conn, heard, stop.clone()));
-        Self(Arc::new(Inner {
-            parts,
-            actions: Semaphore::new(ACTIONS),
-            starts: Mutex::default(),
-            live: Mutex::default(),
-            news,
-            tasks,
-            stop,
-        }))
+        Self(Arc::new(Inner { parts, turns: Mutex::default(), live: Mutex::default(), news, tasks, stop }))
     }
 
     /// Takes up all operations that have not ended. To be called once, before requests are served.
@@ -167,10 +166,11 @@ impl Executor {
 }
 
 impl Inner {
-    /// The turns for starts on a host.
-    pub(super) fn starts(&self, host: HostId) -> Arc<Semaphore> {
-        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
-        starts.entry(host).or_insert_with(|| Arc::new(Semaphore::new(STARTS_PER_HOST))).clone()
+    /// The turns for commands and for starts on a host.
+    pub(super) fn turns(&self, host: HostId) -> Turns {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Turns { actions: Arc::new(Semaphore::new(ACTIONS_PER_HOST)), starts: Arc::new(Semaphore::new(STARTS_PER_HOST)) };
+        turns.entry(host).or_insert_with(new).clone()
     }
 
     /// Tells the owner, and who asked if that is somebody else, on the bus.
