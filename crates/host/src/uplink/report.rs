@@ -13,16 +13,21 @@ use atoll_net::clock::random_text;
 use tokio::{sync::watch, time::Instant};
 
 use super::{Uplink, capacity::capacity};
+use crate::projects::{Changes, Projects};
 
 /// Changes that come within so long after the first go in one report.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 const ACK_WAIT: Duration = Duration::from_secs(3);
-/// Projects in one report of changes, so that it stays below the bus's 1 MiB with the longest errors (see [`slim`]).
+/// Projects in one report of changes.
 const MAX_CHANGES: usize = 200;
 /// A host with more projects sends all of them as changes, in several reports.
 const MAX_FULL: usize = 2000;
-/// Bytes of an error's facts that a report carries; who gave the command has got them whole.
+/// Bytes of a report's projects: below the bus's 1 MiB with room for the rest. A report that the bus doesn't take would be made again for ever,
+/// and the host would look as if it were silent.
+const MAX_BYTES: usize = 768 << 10;
+/// Bytes of an error's facts, and of its texts, that a report carries; who gave the command has got them whole.
 const MAX_DETAILS: usize = 2 << 10;
+const MAX_TEXT: usize = 2 << 10;
 /// Projects whose use is read before a report.
 const MEASURED: usize = 64;
 
@@ -106,12 +111,12 @@ impl Reporter {
     async fn report(&mut self, connection: u64) -> bool {
         let projects = &self.uplink.projects;
         let first = self.introduced != Some(connection);
-        let all = if first { Some(projects.all()).filter(|all| all.projects.len() <= MAX_FULL) } else { None };
+        let all = if first { Some(slimmed(projects.all())).filter(|all| fits(all, MAX_FULL)) } else { None };
         if first && all.is_none() {
             self.acked = 0;
         }
         let full = all.is_some();
-        let changes = all.unwrap_or_else(|| projects.changes(self.acked, MAX_CHANGES));
+        let changes = all.unwrap_or_else(|| some_changes(projects, self.acked));
         self.sequence += 1;
         let (capacity, storage_answers) = capacity(&*self.uplink.storage, projects, self.uplink.bounds).await;
         let sound = !self.uplink.facts.findings.iter().any(|finding| finding.severity == Severity::Error);
@@ -123,7 +128,7 @@ impl Reporter {
             capacity,
             healthy: sound && storage_answers && projects.answering(),
             full,
-            projects: changes.projects.iter().cloned().map(slim).collect(),
+            projects: changes.projects,
         };
         let Some(ack) = self.send(&report).await else { return false };
         self.acked = changes.version;
@@ -175,12 +180,79 @@ impl Reporter {
     }
 }
 
-/// Leaves out an error's facts where they are long.
-fn slim(mut observed: ObservedProject) -> ObservedProject {
-    if let Some(error) = &mut observed.error
-        && error.details.as_ref().is_some_and(|details| details.to_string().len() > MAX_DETAILS)
-    {
+/// As many changes as one report holds; a single one always does (see [`slim`]).
+fn some_changes(projects: &Projects, since: u64) -> Changes {
+    let mut most = MAX_CHANGES;
+    loop {
+        let changes = slimmed(projects.changes(since, most));
+        if most == 1 || fits(&changes, most) {
+            return changes;
+        }
+        most /= 2;
+    }
+}
+
+fn fits(changes: &Changes, most: usize) -> bool {
+    changes.projects.len() <= most && serde_json::to_vec(&changes.projects).is_ok_and(|text| text.len() <= MAX_BYTES)
+}
+
+fn slimmed(mut changes: Changes) -> Changes {
+    changes.projects.iter_mut().for_each(slim);
+    changes
+}
+
+/// Leaves out an error's facts where they are long, and the ends of long texts.
+fn slim(observed: &mut ObservedProject) {
+    let Some(error) = &mut observed.error else { return };
+    if error.details.as_ref().is_some_and(|details| details.to_string().len() > MAX_DETAILS) {
         error.details = None;
     }
-    observed
+    error.message.truncate(error.message.floor_char_boundary(MAX_TEXT));
+    error.mend.truncate(error.mend.floor_char_boundary(MAX_TEXT));
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_contract::{Error, ErrorCode, project::ObservedState};
+
+    use super::*;
+    use crate::projects::testing::{RUN, Rig, command, id};
+
+    #[test]
+    fn one_project_always_fits() {
+        let error = Error::new(ErrorCode::StartFailed, "\u{1}".repeat(1 << 20)).mend("ä".repeat(1 << 20));
+        let details = serde_json::json!({ "log": "\u{1}".repeat(1 << 20) });
+        let mut observed = ObservedProject {
+            project: id(3),
+            generation: atoll_contract::Generation(1),
+            state: ObservedState::Failed,
+            error: Some(error.details(details)),
+            used_bytes: None,
+        };
+        slim(&mut observed);
+        assert!(fits(&Changes { projects: vec![observed; 8], version: 1, more: false }, 8));
+    }
+
+    #[tokio::test]
+    async fn changes_come_in_as_many_reports_as_it_takes() {
+        let rig = Rig::new().await;
+        // one with a long error for each; 150 of them are more than one report holds
+        let text = "\u{1}".repeat(MAX_TEXT);
+        rig.runtime.faults(|faults| faults.start = Some(Error::new(ErrorCode::StartFailed, text)));
+        for n in 1..=150u8 {
+            rig.create(id(n)).await;
+            rig.tell(command(id(n), 1, 1, RUN)).await.unwrap_err();
+        }
+        assert!(!fits(&slimmed(rig.projects.all()), MAX_FULL));
+        let (mut since, mut told) = (0, 0);
+        loop {
+            let changes = some_changes(&rig.projects, since);
+            assert!(fits(&changes, MAX_CHANGES) && !changes.projects.is_empty());
+            (since, told) = (changes.version, told + changes.projects.len());
+            if !changes.more {
+                break;
+            }
+        }
+        assert_eq!(told, 150);
+    }
 }
