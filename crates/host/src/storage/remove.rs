@@ -15,6 +15,8 @@ use rustix::{
 const MAX_DEPTH: u32 = 64;
 /// Where a directory can't be moved up (it is a file system of its own), levels are gone down this far.
 const HARD_DEPTH: u32 = 1000;
+/// Times that a directory is emptied anew because something was made in it meanwhile.
+const REFILLS: u32 = 100;
 /// Names that are held at once.
 const BATCH: usize = 1024;
 
@@ -55,11 +57,15 @@ impl Removal<'_> {
             return Ok(());
         }
         let inner = open_directory(dir, name)?;
-        self.contents(inner.as_fd(), depth)?;
-        match unlinkat(dir, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
+        for _ in 0..REFILLS {
+            self.contents(inner.as_fd(), depth)?;
+            match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {} // an upload that had begun before goes on beneath its opened directory
+                Err(error) => return Err(error.into()),
+            }
         }
+        Err(Errno::NOTEMPTY.into())
     }
 
     /// Empties a directory, a batch of names at a time: file systems may skip names when others are removed while they are listed, so the
@@ -151,6 +157,23 @@ mod tests {
         fs::write(dir.path().join("file"), "x").unwrap();
         remove_tree(top.as_fd(), "file").unwrap();
         assert!(!dir.path().join("file").exists());
+    }
+
+    #[test]
+    fn what_is_made_meanwhile_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        // as an upload does, beneath a directory that it has opened
+        let (opened, top) = (top(&tree), top(dir.path()));
+        let writer = std::thread::spawn(move || {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            let made = |n: u32| openat(&opened, format!("file-{n}"), flags, Mode::RWXU).is_ok();
+            (0..2000).take_while(|n| made(*n)).count()
+        });
+        remove_tree(top.as_fd(), "tree").unwrap();
+        writer.join().unwrap();
+        assert!(!tree.exists());
     }
 
     #[test]
