@@ -48,6 +48,8 @@ pub(super) struct AgentLink {
     pub(super) lost: Notify,
     /// Authenticated connections.
     connected: AtomicUsize,
+    /// Somebody looks after the loss already. A container that connects and breaks off all the time mustn't make the runtime busy.
+    looked_after: AtomicBool,
     /// The container is being removed: its agent's end is no news.
     leaving: AtomicBool,
     cancel: CancellationToken,
@@ -128,6 +130,7 @@ impl Projects {
             hello: watch::Sender::new(false),
             lost: Notify::new(),
             connected: AtomicUsize::new(0),
+            looked_after: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             cancel: self.0.halt.child_token(),
         });
@@ -169,6 +172,14 @@ impl Projects {
         }
         link.hello.send_replace(false);
         link.lost.notify_one();
+        // one that is lost while another's loss is looked after is found by that, or by the next reconciliation
+        if !link.looked_after.swap(true, Ordering::SeqCst) {
+            self.look_after(project, &link).await;
+            link.looked_after.store(false, Ordering::SeqCst);
+        }
+    }
+
+    async fn look_after(&self, project: ProjectId, link: &AgentLink) {
         for wait in LOOK_AFTER {
             tokio::select! {
                 biased;

@@ -87,6 +87,13 @@ impl Agents {
         agents
     }
 
+    /// The agent of a container that runs on is gone.
+    pub(crate) fn leave(&self, project: ProjectId) {
+        if let Some(task) = self.running.lock().unwrap().remove(&project) {
+            task.abort();
+        }
+    }
+
     /// As the runtime does at a container's start.
     pub(crate) fn start(self: &Arc<Self>, spec: &ContainerSpec) {
         let manners = *self.manners.lock().unwrap();

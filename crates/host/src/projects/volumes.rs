@@ -47,9 +47,6 @@ impl Projects {
         let parts = &self.0.parts;
         let old = parts.records.get(project).await?;
         let raised = old.as_ref().is_some_and(|old| old.generation < generation);
-        if raised {
-            parts.router.close_grant(&project.to_string());
-        }
         let quota = spec.limits.disk_bytes;
         let mut record = match old {
             Some(old) => {
@@ -84,6 +81,8 @@ impl Projects {
         };
         self.save(project, &record).await?;
         if raised {
+            // not before the newer generation is in force: until then a token of the older one opens a new connection
+            parts.router.close_grant(&project.to_string());
             // a container of the older generation has no right to these volumes any more; if it can't be removed now, the
             // reconciliation does it, since the record says stopped
             self.0.set_state(project, ObservedState::Stopping, None);
@@ -135,6 +134,8 @@ impl Projects {
             }
             table.set_used(project, None);
         });
+        // who came meanwhile: until here its tokens were good
+        parts.router.close_grant(&project.to_string());
         Ok(())
     }
 
@@ -208,19 +209,22 @@ impl Projects {
     ///
     /// Returns where it ended; give it as `after` the next time.
     pub async fn measure_some(&self, after: Option<ProjectId>, at_most: usize) -> Option<ProjectId> {
-        use std::ops::Bound::{Excluded, Unbounded};
         if !self.0.parts.storage.capabilities().cheap_usage {
             return None;
         }
-        let next: Vec<ProjectId> = {
-            let table = self.0.lock();
-            let range = table.entries.range((after.map_or(Unbounded, Excluded), Unbounded));
-            range.filter(|(_, entry)| entry.told.is_some_and(|told| told.made)).map(|(project, _)| *project).take(at_most).collect()
-        };
+        let next = self.with_volumes(after, at_most);
         for project in &next {
             self.measure(*project).await;
         }
         if next.len() < at_most { None } else { next.last().copied() }
+    }
+
+    /// Up to `at_most` projects with volumes, in the order of their ids, after this one.
+    pub fn with_volumes(&self, after: Option<ProjectId>, at_most: usize) -> Vec<ProjectId> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let table = self.0.lock();
+        let range = table.entries.range((after.map_or(Unbounded, Excluded), Unbounded));
+        range.filter(|(_, entry)| entry.told.is_some_and(|told| told.made)).map(|(project, _)| *project).take(at_most).collect()
     }
 
     async fn measure(&self, project: ProjectId) {

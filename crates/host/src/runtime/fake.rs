@@ -46,6 +46,7 @@ struct State {
     findings: Vec<Finding>,
     starts: u64,
     removals: u64,
+    lists: u64,
 }
 
 impl Default for FakeRuntime {
@@ -62,6 +63,11 @@ impl Default for FakeRuntime {
 impl FakeRuntime {
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// How often the containers were listed.
+    pub fn lists(&self) -> u64 {
+        lock(&self.state).lists
     }
 
     /// Is called for each container that starts, such as to run an agent for it. It must not call back into this runtime.
@@ -193,6 +199,7 @@ impl Runtime for FakeRuntime {
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, Error>> {
         Box::pin(async {
+            lock(&self.state).lists += 1;
             match self.faults.borrow().list.clone() {
                 Some(error) => Err(error),
                 None => Ok(lock(&self.state).containers.values().map(|(_, container)| container.clone()).collect()),

@@ -72,6 +72,28 @@ async fn an_agent_speaks_for_its_own_project_only() {
 }
 
 #[tokio::test]
+async fn an_agent_that_breaks_off_all_the_time_does_not_keep_the_runtime_busy() {
+    let rig = Rig::new().await;
+    rig.run(id(3)).await;
+    let dir = rig.dir.join("run").join(id::<atoll_contract::id::Project>(3).to_string());
+    let config: AgentConfig = serde_json::from_slice(&std::fs::read(dir.join("agent.json")).unwrap()).unwrap();
+    // the agent itself is gone, and something else in the container has its secret
+    rig.agents.leave(id(3));
+    let listed = rig.runtime.lists();
+    for _ in 0..50 {
+        let stream = UnixStream::connect(dir.join("host.sock")).await.unwrap();
+        let token = Some(config.secret.clone());
+        // the socket takes no more connections than it may at once
+        if let Ok(agent) = client::connect(stream, client::Options { token, ..client::Options::default() }).await {
+            drop(agent);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // one look at once, and a few after it
+    assert!(rig.runtime.lists() - listed <= 4, "{}", rig.runtime.lists() - listed);
+}
+
+#[tokio::test]
 async fn states_are_published() {
     let rig = Rig::new().await;
     rig.create(id(3)).await;

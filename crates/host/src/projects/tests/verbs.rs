@@ -269,3 +269,50 @@ async fn changes_come_in_parts() {
     assert_eq!((parts, seen), (3, (10..15).map(id).collect::<Vec<_>>()));
     assert!(rig.projects.changes(known, 2).projects.is_empty());
 }
+
+/// What a user's connection may do on the bus, by the generation in force when it connected.
+struct Users(crate::projects::Projects);
+
+impl atoll_net::bus::Authenticator for Users {
+    fn connect(&self, _: &atoll_net::bus::Credentials) -> Result<Vec<atoll_net::bus::Grant>, atoll_contract::Error> {
+        self.0.generation_in_force(id(3)).ok_or_else(|| atoll_contract::Error::not_found("project"))?;
+        let permissions = atoll_contract::subject::project_permissions(id(3), atoll_contract::Role::Owner, "jti");
+        Ok(vec![atoll_net::bus::Grant { key: id::<atoll_contract::id::Project>(3).to_string(), permissions, expires_at: None }])
+    }
+}
+
+#[tokio::test]
+async fn who_connects_while_a_project_is_deleted_or_raised_is_put_out_at_its_end() {
+    use atoll_net::bus::client;
+    let rig = Rig::new().await;
+    rig.run(id(3)).await;
+    let connect = async || {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let cancel = tokio_util::sync::CancellationToken::new();
+        tokio::spawn(rig.router.serve(theirs, "user".into(), std::sync::Arc::new(Users(rig.projects.clone())), cancel));
+        client::connect(ours, client::Options { token: Some("t".into()), ..client::Options::default() }).await
+    };
+    let ended = async |user: &client::WireClient| tokio::time::timeout(crate::projects::testing::WAIT, user.closed()).await.is_ok();
+
+    // a raise that can't be saved is none, and puts nobody out
+    let user = connect().await.unwrap();
+    rig.records.fill(true);
+    let long = ProjectSpec { env: [("A".to_owned(), "x".repeat(16_000))].into(), ..spec() };
+    let raise = |spec| Verb::EnsureVolumes { spec, fresh: true };
+    assert_eq!(rig.code(command(id(3), 2, 2, raise(long))).await, Some(ErrorCode::DiskFull));
+    rig.records.fill(false);
+    assert_eq!(rig.router.connections().iter().filter(|one| one.peer == "user").count(), 1);
+    rig.tell(command(id(3), 2, 3, raise(spec()))).await.unwrap();
+    assert!(ended(&user).await);
+
+    // users who come while it is being deleted: refused, or put out
+    let (deleted, user) = tokio::join!(rig.tell(command(id(3), 2, 5, REMOVE)), async {
+        rig.until(id(3), ObservedState::Absent).await;
+        connect().await
+    });
+    deleted.unwrap();
+    if let Ok(user) = user {
+        assert!(ended(&user).await);
+    }
+    assert!(connect().await.is_err());
+}
