@@ -14,6 +14,7 @@ pub mod testing;
 
 mod http;
 mod start;
+mod sweep;
 mod uplink;
 
 pub use config::HostConfig;

@@ -25,6 +25,7 @@ use crate::{
     projects::{Parts, Projects, records::Records},
     runtime::Runtime,
     storage::Storage,
+    sweep,
     uplink::{Bounds, Uplink},
 };
 
@@ -108,6 +109,7 @@ pub async fn start(
     if let Some(listener) = bus_listener {
         tasks.spawn(router.serve_tcp(listener, gate.users(), cancel.clone()));
     }
+    tasks.spawn(sweep::uploads(gate.clone(), projects.clone(), cancel.clone()));
     tasks.spawn(http::serve(listener, gate::router(gate), cancel.clone()));
     tasks.spawn(projects.clone().run(cancel.clone()));
     tasks.spawn(uplink.run(cancel.clone()));

@@ -35,6 +35,9 @@ use super::{
     root::{stat_at, sync_dir},
 };
 
+/// How the directories here are opened: they are the host's own, and nobody else's link stands in their place.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// How much may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UploadLimits {
@@ -133,14 +136,26 @@ impl Uploads {
     /// # Errors
     /// [`Fault::NoVolume`].
     pub fn open(home: &Home, limits: UploadLimits, clock: SharedClock) -> Result<Self, Fault> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let state = openat(CWD, &home.state, flags, Mode::empty()).map_err(|_| Fault::NoVolume)?;
+        let state = openat(CWD, &home.state, DIRECTORY, Mode::empty()).map_err(|_| Fault::NoVolume)?;
         match mkdirat(&state, c"uploads", Mode::from_raw_mode(0o700)) {
             Ok(()) => sync_dir(&state)?,
             Err(Errno::EXIST) => {}
             Err(other) => return Err(other.into()),
         }
-        Ok(Self { dir: openat(&state, c"uploads", flags, Mode::empty())?, clock, limits })
+        Ok(Self { dir: openat(&state, c"uploads", DIRECTORY, Mode::empty())?, clock, limits })
+    }
+
+    /// As [`Uploads::open`], and none if nothing was ever uploaded: who only tidies up makes nothing.
+    ///
+    /// # Errors
+    /// [`Fault::NoVolume`].
+    pub fn open_if_any(home: &Home, limits: UploadLimits, clock: SharedClock) -> Result<Option<Self>, Fault> {
+        let state = openat(CWD, &home.state, DIRECTORY, Mode::empty()).map_err(|_| Fault::NoVolume)?;
+        match openat(&state, c"uploads", DIRECTORY, Mode::empty()) {
+            Ok(dir) => Ok(Some(Self { dir, clock, limits })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// Begins an upload. The caller sees to it that one project's uploads aren't begun at the same time.

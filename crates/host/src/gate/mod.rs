@@ -148,7 +148,10 @@ impl Gate {
     pub async fn sweep_uploads(&self, project: ProjectId) -> Result<(), Error> {
         let home = self.places.home(project)?;
         let (limits, clock) = (self.limits.uploads, self.clock.clone());
-        let sweep = move || crate::files::Uploads::open(&home, limits, clock)?.sweep();
+        let sweep = move || crate::files::Uploads::open_if_any(&home, limits, clock)?.map_or(Ok((0, 0)), |uploads| uploads.sweep());
+        // none begins meanwhile: what has just been made would look like what was cut off
+        let turn = self.shares.request(project).await?;
+        let _beginning = turn.share.beginnings.lock().await;
         self.shares.job(self.limits.quick, sweep).await?.map(drop).map_err(|fault| fault.about(&"uploads"))
     }
 }
