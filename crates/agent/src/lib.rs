@@ -102,12 +102,14 @@ pub async fn run(mut options: AgentOptions) -> i32 {
     }
     let Some(config) = link::first_config(&options, &stop).await else { return 0 };
     let tasks = TaskTracker::new();
+    let own = config.env.iter().map(|(name, value)| (name.into(), value.into()));
+    let env = options.env.iter().cloned().chain(own).collect();
     let link = Link::new();
     let agent = Arc::new(Agent::new(serve::Parts {
         project: config.project,
         version: options.version.clone(),
         boot: random_text(&*options.clock),
-        environment: Arc::new(Environment::new(options.env.clone(), &config.home)),
+        environment: Arc::new(Environment::new(env, &config.home)),
         conn: link.clone(),
         reaper: reaper.clone(),
         worker,

@@ -58,6 +58,7 @@ async fn both_outputs_and_the_exit_code_arrive() {
 #[tokio::test]
 async fn a_program_gets_its_directory_and_environment_and_nothing_else() {
     let world = World::new().await;
+    assert_eq!(output(&world, shell("echo $OF_THE_SPEC")).await.stdout, b"yes\n");
     std::fs::create_dir(world.home().join("sub")).unwrap();
     let mut request = shell("pwd; echo $HOME $A $USER; ls /proc/self/fd | wc -l; ps -o pgid= -p $$ | tr -d ' '; echo $$; cat");
     request.cwd = "sub".into();

@@ -39,8 +39,13 @@ fn process_one_reaps_everyone_and_ends_everyone() {
 async fn outside() {
     let dir = tempfile::tempdir().unwrap();
     let mut host = Host::start(dir.path(), 0).await;
-    let config =
-        AgentConfig { project: project(), generation: Generation::FIRST, secret: SECRET.into(), home: dir.path().to_str().unwrap().into() };
+    let config = AgentConfig {
+        project: project(),
+        generation: Generation::FIRST,
+        secret: SECRET.into(),
+        home: dir.path().to_str().unwrap().into(),
+        env: [].into(),
+    };
     std::fs::write(dir.path().join("agent.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     #[expect(clippy::disallowed_methods, reason = "the test's own namespace")]
     let mut init = tokio::process::Command::new("unshare")

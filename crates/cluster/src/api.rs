@@ -231,5 +231,5 @@ impl Remote {
 /// A project that any host can take.
 pub fn spec(name: &str) -> ProjectSpec {
     let limits = Limits { memory_bytes: 256 << 20, cpu_millis: 500, pids: 200, disk_bytes: 100 << 20 };
-    ProjectSpec { name: name.into(), image: "localhost/any:latest".into(), limits, env: std::collections::BTreeMap::new() }
+    ProjectSpec { name: name.into(), image: "localhost/any:latest".into(), limits, env: [("OF_THE_SPEC".into(), "yes".into())].into() }
 }

@@ -26,6 +26,7 @@ async fn a_project_lives_from_create_to_delete() -> Result<(), Error> {
     api.observed(made.project, ObservedState::Running).await?;
 
     let remote = api.connect(made.project).await?;
+    assert_eq!(remote.exec(&["sh", "-c", "echo $OF_THE_SPEC"]).await?.stdout, b"yes\n");
     let said = remote.exec(&["sh", "-c", "echo $((6 * 7)); echo wrong >&2; exit 7"]).await?;
     assert_eq!((said.stdout.as_slice(), said.stderr.as_slice(), said.exit.code), (&b"42\n"[..], &b"wrong\n"[..], 7));
 

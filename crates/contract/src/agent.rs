@@ -226,6 +226,10 @@ pub struct AgentConfig {
     pub secret: String,
     /// Home directory inside the container.
     pub home: String,
+    /// The spec's environment, for every program that the agent starts. Here and not among the container's own variables, which other users
+    /// of the host could read while it is being started.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
 }
 
 /// The directory with the host's socket, as the container sees it.

@@ -434,7 +434,16 @@ fn agent() {
     };
     let open = TerminalOpen { name: "main".into(), argv: vec![], env: BTreeMap::new(), cwd: String::new(), size: Size::default() };
     Golden::default()
-        .add("AgentConfig", AgentConfig { project: id(3), generation: Generation(4), secret: "S".into(), home: "/home/user".into() })
+        .add(
+            "AgentConfig",
+            AgentConfig {
+                project: id(3),
+                generation: Generation(4),
+                secret: "S".into(),
+                home: "/home/user".into(),
+                env: [("A".into(), "b".into())].into(),
+            },
+        )
         .add("AgentInfo", AgentInfo { version: "0.1.0".into(), boot: "b".into(), terminals: 1, execs: 2 })
         .add("ExecStart", exec)
         .add("Reply ok", Reply::Ok(ExecStarted { pid: 42 }))

@@ -137,7 +137,13 @@ impl World {
         let mut host = Host::start(dir.path(), 0).await;
         std::fs::create_dir(dir.path().join("home")).unwrap();
         let home = dir.path().join("home").to_str().unwrap().to_owned();
-        let config = AgentConfig { project: project(), generation: Generation::FIRST, secret: SECRET.into(), home };
+        let config = AgentConfig {
+            project: project(),
+            generation: Generation::FIRST,
+            secret: SECRET.into(),
+            home,
+            env: [("OF_THE_SPEC".into(), "yes".into())].into(),
+        };
         let cancel = CancellationToken::new();
         let mut options = AgentOptions::in_process(config, dir.path().join("host.sock"), cancel.clone());
         options.env = vec![("PATH".into(), std::env::var_os("PATH").unwrap()), ("SHELL".into(), OsString::from("/bin/sh"))];

@@ -160,7 +160,7 @@ impl Projects {
             image: record.spec.image.clone(),
             hostname: record.spec.name.clone(),
             limits: record.spec.limits,
-            env: record.spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            env: Vec::new(), // the agent has the spec's
             home: volumes.home,
             agent_dir: self.agent_dir(project),
         };
@@ -173,7 +173,14 @@ impl Projects {
     async fn open_link(&self, project: ProjectId, record: &Record) -> Result<Arc<AgentLink>, Error> {
         let secret = record.secret.clone().unwrap_or_default();
         let home = HOME_PATH.to_owned();
-        self.prepare_agent_dir(AgentConfig { project, generation: record.generation, secret: secret.clone(), home }).await?;
+        self.prepare_agent_dir(AgentConfig {
+            project,
+            generation: record.generation,
+            secret: secret.clone(),
+            home,
+            env: record.spec.env.clone(),
+        })
+        .await?;
         self.listen(project, secret).await
     }
 

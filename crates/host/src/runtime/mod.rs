@@ -22,6 +22,7 @@ pub struct ContainerSpec {
     /// Host name inside: the project's name.
     pub hostname: String,
     pub limits: Limits,
+    /// Variables of the container's first process. Other users of the machine can read them while it is being started: nothing of a user's.
     pub env: Vec<(String, String)>,
     /// Mounted read-write at [`atoll_contract::agent::HOME_PATH`].
     pub home: PathBuf,

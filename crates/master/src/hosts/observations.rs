@@ -24,7 +24,7 @@ const MAX_ERROR: usize = 16 << 10;
 #[derive(Default)]
 pub(super) struct Observations(HashMap<HostId, Heard>);
 
-/// What one start of a host program has said, from its first full report with facts on.
+/// What one start of a host program has said, from its first report with facts on.
 struct Heard {
     boot: String,
     sequence: u64,
@@ -33,6 +33,8 @@ struct Heard {
     capacity: Capacity,
     healthy: bool,
     projects: HashMap<ProjectId, ObservedProject>,
+    /// Whether it has said all that it has. A host with more than fits one message says it in parts, and never does.
+    complete: bool,
     /// Whether its silence has been seen by [`Observations::newly_silent`].
     silent: bool,
 }
@@ -49,7 +51,7 @@ pub(crate) struct Observed {
 pub(super) enum Receipt {
     /// `changed` are the projects of which something else is known now; `back` says that the host was silent before.
     Taken { changed: Vec<ProjectId>, back: bool },
-    /// Of a boot that isn't known, and not the whole: nothing can be made of it.
+    /// Of a boot that isn't known, and without facts: nothing can be made of it.
     Resend,
     /// Older than what is known.
     Old,
@@ -68,6 +70,7 @@ impl Observations {
                 heard.capacity = report.capacity;
                 heard.healthy = report.healthy;
                 heard.silent = false;
+                heard.complete |= report.full;
                 if let Some(facts) = facts {
                     heard.facts = facts;
                 }
@@ -77,7 +80,7 @@ impl Observations {
                 changed.extend(before);
                 Receipt::Taken { changed, back }
             }
-            (known, Some(facts)) if report.full => {
+            (known, Some(facts)) => {
                 let before = known.map(|heard| std::mem::take(&mut heard.projects)).unwrap_or_default();
                 let mut changed: HashSet<ProjectId> = before.into_keys().collect();
                 let mut heard = Heard {
@@ -88,9 +91,10 @@ impl Observations {
                     capacity: report.capacity,
                     healthy: report.healthy,
                     projects: HashMap::new(),
+                    complete: report.full,
                     silent: false,
                 };
-                changed.extend(heard.take(report.projects, true));
+                changed.extend(heard.take(report.projects, report.full));
                 self.0.insert(report.host, heard);
                 Receipt::Taken { changed: changed.into_iter().collect(), back: true }
             }
@@ -111,7 +115,8 @@ impl Observations {
         let Some(heard) = self.0.get(&host).filter(|heard| heard.reports_at(now)) else { return UNKNOWN };
         match heard.projects.get(&project) {
             // it has said all that it has, and this isn't among it
-            None => Observed { state: ObservedState::Absent, ..UNKNOWN },
+            None if heard.complete => Observed { state: ObservedState::Absent, ..UNKNOWN },
+            None => UNKNOWN,
             // what is left there of an older assignment says nothing about the present one
             Some(one) if one.generation != generation => UNKNOWN,
             Some(one) => Observed { state: one.state, error: one.error.clone(), used_bytes: one.used_bytes },
@@ -265,6 +270,19 @@ pub(super) mod tests {
         all.apply(report("a", 4, true, vec![seen(1, ObservedState::Running)]), START);
         assert_eq!(state(&all, 1, START), ObservedState::Running);
         assert_eq!(state(&all, 2, START), ObservedState::Absent);
+    }
+
+    #[test]
+    fn a_host_that_says_it_in_parts_is_taken_but_what_it_leaves_out_is_unknown() {
+        let mut all = Observations::default();
+        let first = HostReport { facts: Some(facts()), ..report("a", 1, false, vec![seen(1, ObservedState::Running)]) };
+        assert_eq!(all.apply(first, START), Receipt::Taken { changed: vec![project(1)], back: true });
+        assert_eq!(
+            all.apply(report("a", 2, false, vec![seen(2, ObservedState::Stopped)]), START),
+            Receipt::Taken { changed: vec![project(2)], back: false }
+        );
+        let states = [1, 2, 3].map(|n| state(&all, n, START));
+        assert_eq!(states, [ObservedState::Running, ObservedState::Stopped, ObservedState::Unknown]);
     }
 
     #[test]
