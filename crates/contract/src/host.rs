@@ -7,6 +7,10 @@ use utoipa::ToSchema;
 
 use crate::{HostId, Timestamp, claims::Jwks, project::ObservedProject};
 
+/// Where a master serves HTTP unless it is told another port.
+pub const MASTER_PORT: u16 = 7420;
+/// Where a host serves HTTP unless it is told another port.
+pub const HOST_PORT: u16 = 7430;
 /// How often a host reports, in seconds.
 pub const REPORT_INTERVAL_SECONDS: u64 = 5;
 /// A host that hasn't reported for so many seconds is `offline`, its projects `unknown`.

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use atoll_contract::{Error, ErrorCode, project::check_name};
+use atoll_contract::{
+    Error, ErrorCode,
+    host::{HOST_PORT, MASTER_PORT},
+    project::check_name,
+};
 
 /// A host's configuration. [`HostConfig::check`] is called before any port is bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +51,9 @@ impl Default for HostConfig {
         Self {
             name: String::new(),
             data_dir: PathBuf::from("/var/lib/atoll/host"),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8701)),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, HOST_PORT)),
             public_url: String::new(),
-            master_url: "http://127.0.0.1:8700".into(),
+            master_url: format!("http://127.0.0.1:{MASTER_PORT}"),
             master_bus: String::new(),
             region: String::new(),
             labels: BTreeMap::new(),
@@ -134,7 +138,7 @@ mod tests {
         let wrong: [(&str, HostConfig); 7] = [
             ("name", HostConfig { name: "-x".into(), ..good() }),
             ("data_dir", HostConfig { data_dir: "relative".into(), ..good() }),
-            ("master_url", HostConfig { master_url: "master:8700".into(), ..good() }),
+            ("master_url", HostConfig { master_url: "master:7420".into(), ..good() }),
             ("master_url", HostConfig { master_url: "http://user@master".into(), ..good() }),
             ("master_bus", HostConfig { master_bus: "http://master".into(), ..good() }),
             ("public_url", HostConfig { listen: "0.0.0.0:1".parse().unwrap(), ..good() }),

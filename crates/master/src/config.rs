@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use atoll_contract::{Error, ErrorCode};
+use atoll_contract::{Error, ErrorCode, host::MASTER_PORT};
 use serde::Deserialize;
 
 /// The table `[master]` of the configuration file.
@@ -32,7 +32,7 @@ impl Default for MasterConfig {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/atoll/master"),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7420)),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, MASTER_PORT)),
             public_url: None,
             bus_listen: None,
             max_connections: 4096,

@@ -238,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn the_roles_own_defaults_are_the_documented_ones() {
+        let (config, host) = (build("").unwrap(), atoll_host::HostConfig::default());
+        assert_eq!(config.master.listen, atoll_master::MasterConfig::default().listen);
+        assert_eq!((config.host.listen, config.host.master_url.as_str()), (host.listen, host.master_url.as_str()));
+        assert_eq!(crate::client::DEFAULT_MASTER, host.master_url);
+        assert_eq!((config.host.max_running, config.host.disk_reserve), (host.max_running, host.disk_reserve_bytes));
+    }
+
+    #[test]
     fn what_is_set_is_taken() {
         let config = build(
             "[log]\nformat = \"json\"\n[master]\nbus_listen = \"127.0.0.1:4222\"\n\
