@@ -25,6 +25,8 @@ pub struct StockConn {
 
 /// How long a publication waits for the client to take it (while it is connecting again) and a subscription for its confirmation.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How the server begins when it refuses a request's reply subject.
+const INBOX_REFUSED: &str = "Permissions Violation for Publish with Reply of ";
 /// Messages between the client's own buffer and the reader.
 const FORWARDED: usize = 64;
 
@@ -131,23 +133,31 @@ impl StockConn {
                 }),
                 Err(_) => Err(timed_out(&message.subject)),
             },
-            () = refused => Err(Error::new(ErrorCode::Forbidden, format!("This connection may not publish to {:?}.", message.subject))),
+            error = refused => Err(error),
         }
     }
 
-    /// Returns when the server refuses a publication to this subject, as seen from now on.
-    fn refused(&self, subject: &str) -> impl Future<Output = ()> + Send + 'static {
+    /// Returns when the server refuses a request to this subject, as seen from now on. A refused inbox is told without the request's subject, and
+    /// is true of all requests of this client: it connected again with a token that has another inbox.
+    fn refused(&self, subject: &str) -> impl Future<Output = Error> + Send + 'static {
         let mut refusals = self.refusals.as_ref().map(broadcast::Sender::subscribe);
         let words = format!("Permissions Violation for Publish to {subject:?}");
+        let subject = subject.to_owned();
         async move {
             while let Some(receiver) = &mut refusals {
                 match receiver.recv().await {
-                    Ok(said) if *said == *words => return,
+                    Ok(said) if *said == *words => {
+                        return Error::new(ErrorCode::Forbidden, format!("This connection may not publish to {subject:?}."));
+                    }
+                    Ok(said) if said.starts_with(INBOX_REFUSED) => {
+                        return Error::new(ErrorCode::Unavailable, "This connection can't receive answers any more.")
+                            .mend("Open another connection.");
+                    }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => break,
                 }
             }
-            std::future::pending::<()>().await;
+            std::future::pending().await
         }
     }
 }

@@ -7,10 +7,10 @@ use std::{
 
 use async_nats::{ConnectOptions, Event, connection::State};
 use atoll_contract::ErrorCode;
-use atoll_net::bus::{BusLimits, client, stock};
+use atoll_net::bus::{BusLimits, Conn, Message, client, stock};
 use futures_util::StreamExt;
 
-use crate::support::{ANYONE, Auth, Bus, SOON, bus, open_bus, two_tokens, until};
+use crate::support::{ANYONE, Auth, Bus, LIMITED, SOON, bus, open_bus, two_tokens, until};
 
 /// Connects and keeps what the client is told.
 async fn watched(url: &str, options: ConnectOptions) -> (async_nats::Client, Arc<Mutex<Vec<String>>>) {
@@ -90,6 +90,16 @@ async fn violations_reach_the_client() {
     };
     until("both violations", told).await;
     assert_eq!(client.connection_state(), State::Connected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_inbox_is_said_at_once() {
+    let bus = bus(BusLimits::default(), two_tokens());
+    let options = ConnectOptions::with_token(LIMITED.into()).custom_inbox_prefix("_INBOX.of_an_earlier_token");
+    let conn = stock::connect(&bus.tcp().await, options).await.unwrap();
+    let asked = conn.request(Message::new("open.a", ""), 2 * SOON);
+    let error = tokio::time::timeout(SOON, asked).await.unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
