@@ -1,12 +1,14 @@
 //! `exec`: a program in a project, its streams on this process's own.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::Arc, time::Duration};
 
 use atoll_contract::{
-    Error, ErrorCode,
+    Error, ErrorCode, ProjectId,
     agent::{ExecExit, ExecStart},
 };
 use atoll_net::{
+    bus::Conn,
+    clock::SharedClock,
     remote::{Exec, ExecCanceller},
     stream::{Receiver, Sender},
 };
@@ -19,13 +21,15 @@ use tokio::{
 use super::Context;
 use crate::{
     args::ExecArgs,
-    client,
+    client::{self, Master},
     errors::{self, EXEC_FAILED, Result},
     output::say,
 };
 
 /// As `timeout` of coreutils exits when the time was up.
 const TIMED_OUT: u8 = 124;
+/// After this, a cancel is tried over a new connection. Ending a program is said at once; its death isn't waited for.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(3);
 const READ_SIZE: usize = 32 << 10;
 
 /// Never fails: an error of its own is said here and becomes [`EXEC_FAILED`], since all other codes are the program's.
@@ -47,7 +51,6 @@ pub async fn run(context: &Context, args: ExecArgs) -> Result<u8> {
 async fn execute(context: &Context, args: ExecArgs) -> Result<ExecExit> {
     let master = context.master()?;
     let project = master.project_id(&args.project).await?;
-    let bus = client::open_bus(&master, project, &context.clock).await?;
     let request = ExecStart {
         stream: String::new(),
         argv: args.argv,
@@ -57,19 +60,34 @@ async fn execute(context: &Context, args: ExecArgs) -> Result<ExecExit> {
         timeout_millis: args.timeout.map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX)),
     };
     // before the start, so that no Ctrl-C falls between
-    let interrupts = Interrupts::new()?;
-    let Exec { stdin, stdout, stderr, exit, canceller, .. } = Exec::start(&bus.conn, project, request).await?;
+    let mut interrupts = Interrupts::new()?;
+    let start = client::ask_agent(&master, project, &context.clock, async |conn| Exec::start(conn, project, request.clone()).await);
+    let (_bus, exec) = tokio::select! {
+        started = start => started?,
+        // what may have begun ends by itself, as nobody follows it
+        () = interrupts.next() => return Err(Error::new(ErrorCode::Cancelled, "Stopped before the program was there.")),
+    };
+    let Exec { stdin, stdout, stderr, exit, canceller, .. } = exec;
     // input goes on by itself: the program may end without reading it, and nobody can cancel a read from a terminal
     let input = stdin.map(|stdin| tokio::spawn(feed(stdin)));
     let outputs = async { tokio::try_join!(copy(stdout, tokio::io::stdout()), copy(stderr, tokio::io::stderr()), exit.wait()) };
     let result = tokio::select! {
         result = outputs => result.map(|((), (), exit)| exit),
-        error = interrupts.cancel_then_leave(canceller) => Err(error),
+        error = interrupts.cancel_then_leave(cancel(canceller, &master, project, &context.clock)) => Err(error),
     };
     if let Some(input) = input {
         input.abort();
     }
     result
+}
+
+/// Ends the program: over the connection that its streams use, or over a new one if that one doesn't carry an answer any more.
+async fn cancel(canceller: ExecCanceller, master: &Master, project: ProjectId, clock: &SharedClock) -> Result<()> {
+    if matches!(tokio::time::timeout(CANCEL_PATIENCE, canceller.cancel()).await, Ok(Ok(()))) {
+        return Ok(());
+    }
+    let cancel = async |conn: &Arc<dyn Conn>| canceller.over(conn.clone()).cancel().await;
+    client::ask_agent(master, project, clock, cancel).await.map(|_| ())
 }
 
 /// Standard input to the program, until one of the two ends.
@@ -137,10 +155,10 @@ impl Interrupts {
     }
 
     /// The first signal ends the program, whose exit then comes as always; the second leaves without it.
-    async fn cancel_then_leave(mut self, canceller: ExecCanceller) -> Error {
+    async fn cancel_then_leave(mut self, cancel: impl Future<Output = Result<()>>) -> Error {
         self.next().await;
         tokio::select! {
-            cancelled = canceller.cancel() => if let Err(error) = cancelled {
+            cancelled = cancel => if let Err(error) = cancelled {
                 return error;
             },
             () = self.next() => {}

@@ -10,8 +10,7 @@ pub async fn run(context: &Context, command: args::Terminal) -> Result<()> {
     let master = context.master()?;
     let (args::Terminal::List(args::ProjectArgs { project }) | args::Terminal::Close(args::TerminalCloseArgs { project, .. })) = &command;
     let project = master.project_id(project).await?;
-    let bus = client::open_bus(&master, project, &context.clock).await?;
-    let terminals = Terminal::list(&bus.conn, project).await?;
+    let (bus, terminals) = client::ask_agent(&master, project, &context.clock, async |conn| Terminal::list(conn, project).await).await?;
     match command {
         args::Terminal::List(_) => context.output.show(&terminals, |list| tables::terminals(list, context.clock.now())),
         args::Terminal::Close(args) => {

@@ -9,18 +9,24 @@ use async_nats::{Auth, ConnectOptions, connection::State};
 use atoll_contract::{
     Error, ErrorCode, ProjectId,
     api::ConnectReply,
+    project::{Intent, ObservedState, ProjectView},
     subject::{GRANT_ADD, GrantReply},
 };
 use atoll_net::{
     bus::{Conn, Message, stock},
     clock::SharedClock,
 };
+use tokio::time::Instant;
 
 use super::{Master, base_url};
 use crate::errors::Result;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const GRANT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a project that should run may be without an agent before a command gives up.
+const COMING: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after this.
 const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// However short a token lives, its renewal isn't asked for more often.
@@ -64,6 +70,70 @@ pub async fn open(master: &Master, project: ProjectId, clock: &SharedClock) -> R
     }
     let parts = join(&again).await?;
     Ok(bus(master, project, clock, &again, parts))
+}
+
+/// Opens the bus and asks the project's agent something. A host program that restarts is away for a moment, and so are the agents of its
+/// projects: as long as the master says that the project runs or is being started, both are tried again for up to [`COMING`]. Nothing is asked
+/// again that may have been heard: only what found nobody there.
+///
+/// # Errors
+/// Those of [`open`] and of `ask`; `no_responders` with the project's state if its agent isn't there.
+pub async fn ask_agent<T>(
+    master: &Master,
+    project: ProjectId,
+    clock: &SharedClock,
+    ask: impl AsyncFn(&Arc<dyn Conn>) -> Result<T>,
+) -> Result<(Bus, T)> {
+    let until = Instant::now() + COMING;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let asked = async {
+            let bus = open(master, project, clock).await?;
+            let answer = ask(&bus.conn).await?;
+            Ok::<_, Error>((bus, answer))
+        };
+        let error = match asked.await {
+            Err(error) if matches!(error.code, ErrorCode::NoResponders | ErrorCode::HostUnavailable) => error,
+            result => return result,
+        };
+        let view = master.project(&project.to_string()).await?;
+        if !is_coming(&view) || Instant::now() + pause > until {
+            return Err(if error.code == ErrorCode::NoResponders { not_there(&view) } else { error });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether the project's agent should be there by itself soon, if it isn't now.
+fn is_coming(view: &ProjectView) -> bool {
+    let seen = match view.observed {
+        ObservedState::Running | ObservedState::Starting | ObservedState::Unknown => true,
+        // between its acceptance and its last step, a start shows as that
+        ObservedState::Absent | ObservedState::Stopped | ObservedState::Stopping => view.operation.is_some(),
+        ObservedState::Failed => false,
+    };
+    view.intent == Intent::Running && seen
+}
+
+/// The agent of a project isn't there; its state says why.
+fn not_there(view: &ProjectView) -> Error {
+    let name = &view.spec.name;
+    let error = |text: String| Error::new(ErrorCode::NoResponders, text);
+    match (&view.error, view.observed) {
+        (Some(why), ObservedState::Failed) => {
+            error(format!("{name} has failed: {}", why.message)).mend(format!("Start it again with atoll project start {name}."))
+        }
+        (_, ObservedState::Absent | ObservedState::Stopped | ObservedState::Failed) if view.operation.is_none() => {
+            error(format!("{name} doesn't run.")).mend(format!("Start it with atoll project start {name}."))
+        }
+        (_, ObservedState::Stopping) => {
+            error(format!("{name} is being stopped.")).mend(format!("Start it with atoll project start {name}."))
+        }
+        (_, ObservedState::Running) => error(format!("{name} runs, but its agent doesn't answer."))
+            .mend(format!("Try again; if that doesn't help, atoll project restart {name}.")),
+        _ => error(format!("{name} isn't running yet.")).mend(format!("See atoll project info {name}, and try again.")),
+    }
 }
 
 /// The token that is presented when the connection is made anew; a renewal replaces it.
@@ -113,7 +183,17 @@ async fn renew(master: Master, project: ProjectId, clock: SharedClock, first: Co
                 // it has moved: this connection has served its time, and a new token isn't for this host
                 return Err(Error::new(ErrorCode::StaleAssignment, "The project has moved to another host."));
             }
-            let reply = conn.request(Message::new(GRANT_ADD, fresh.token.clone().into_bytes()), GRANT_TIMEOUT).await?;
+            // first of all for the next time that the connection is made anew, whatever comes of this one
+            *token.lock().unwrap_or_else(PoisonError::into_inner) = fresh.token.clone();
+            let grant = Message::new(GRANT_ADD, fresh.token.clone().into_bytes());
+            let reply = match conn.request(grant.clone(), GRANT_TIMEOUT).await {
+                // connected anew with a token that has another inbox, so that the answer has no way back; the grant needs none
+                Err(error) if error.code == ErrorCode::Unavailable => {
+                    conn.publish(grant).await?;
+                    return Ok(fresh);
+                }
+                reply => reply?,
+            };
             match serde_json::from_slice(&reply.payload) {
                 Ok(GrantReply::Ok { .. }) => Ok(fresh),
                 Ok(GrantReply::Error(error)) => Err(error),
@@ -121,10 +201,7 @@ async fn renew(master: Master, project: ProjectId, clock: SharedClock, first: Co
             }
         };
         match renewed.await {
-            Ok(fresh) => {
-                expires_at = fresh.expires_at;
-                *token.lock().unwrap_or_else(PoisonError::into_inner) = fresh.token;
-            }
+            Ok(fresh) => expires_at = fresh.expires_at,
             Err(error) if error.code == ErrorCode::StaleAssignment => return,
             Err(error) => {
                 tracing::warn!(code = error.code.as_str(), "a connect token could not be renewed: {error}");
@@ -142,6 +219,8 @@ fn bus_url(host_url: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use atoll_contract::project::{Limits, ProjectSpec};
+
     use super::*;
 
     #[test]
@@ -149,5 +228,43 @@ mod tests {
         assert_eq!(bus_url("http://h:1").unwrap(), "ws://h:1/bus");
         assert_eq!(bus_url("https://h/").unwrap(), "wss://h/bus");
         assert!(bus_url("nats://h:1").is_err());
+    }
+
+    fn view(intent: Intent, observed: ObservedState, operation: bool) -> ProjectView {
+        let id = "0198c0de-0000-7000-8000-000000000001";
+        ProjectView {
+            id: id.parse().unwrap(),
+            owner: id.parse().unwrap(),
+            spec: ProjectSpec { name: "p".into(), image: "i".into(), limits: Limits::default(), env: std::collections::BTreeMap::new() },
+            intent,
+            observed,
+            error: None,
+            host: None,
+            host_name: None,
+            generation: None,
+            operation: operation.then(|| id.parse().unwrap()),
+            used_bytes: None,
+            created_at: atoll_contract::Timestamp::from_millis(0),
+        }
+    }
+
+    #[test]
+    fn only_a_project_that_should_run_is_waited_for() {
+        for (intent, observed, operation, coming, said) in [
+            (Intent::Running, ObservedState::Running, false, true, "doesn't answer"),
+            (Intent::Running, ObservedState::Starting, false, true, "isn't running yet"),
+            (Intent::Running, ObservedState::Unknown, false, true, "isn't running yet"),
+            (Intent::Running, ObservedState::Stopped, true, true, "isn't running yet"),
+            (Intent::Running, ObservedState::Stopped, false, false, "doesn't run"),
+            (Intent::Running, ObservedState::Failed, true, false, "isn't running yet"),
+            (Intent::Running, ObservedState::Failed, false, false, "doesn't run"),
+            (Intent::Stopped, ObservedState::Stopped, false, false, "doesn't run"),
+            (Intent::Stopped, ObservedState::Running, true, false, "doesn't answer"),
+            (Intent::Deleted, ObservedState::Stopping, true, false, "is being stopped"),
+        ] {
+            let view = view(intent, observed, operation);
+            assert_eq!(is_coming(&view), coming, "{intent:?} {observed:?}");
+            assert!(not_there(&view).message.contains(said), "{intent:?} {observed:?}: {}", not_there(&view).message);
+        }
     }
 }

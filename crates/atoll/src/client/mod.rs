@@ -9,7 +9,7 @@ mod master;
 use atoll_contract::Error;
 
 pub use self::{
-    bus::{Bus, open as open_bus},
+    bus::{Bus, ask_agent, open as open_bus},
     credentials::{Credentials, Session},
     files::{Body, Files, UPLOAD_CHUNK},
     http::Http,

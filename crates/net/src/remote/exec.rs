@@ -102,6 +102,12 @@ pub struct ExecCanceller {
 }
 
 impl ExecCanceller {
+    /// The same over another connection, for when the first one is gone or can't receive answers any more.
+    #[must_use]
+    pub fn over(&self, conn: Arc<dyn Conn>) -> Self {
+        Self { conn, ..self.clone() }
+    }
+
     /// SIGTERM, after `KILL_GRACE_MILLIS` SIGKILL, to the program's process group. The exit then says `cancelled`. Done, too, if it has ended already.
     ///
     /// # Errors

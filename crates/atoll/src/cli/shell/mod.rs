@@ -36,7 +36,8 @@ const AWAY: Duration = Duration::from_mins(10);
 /// A project without an agent has most likely been stopped; a host program that restarts has its agents back within seconds.
 const AGENT_AWAY: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Somebody sits there and waits, so not long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the connection is looked at: the streams themselves would notice its loss only after a while.
 const LOOK: Duration = Duration::from_millis(500);
 /// After the program's end, the last of its output may still be on its way.
@@ -71,10 +72,12 @@ async fn shell(context: &Context, args: ShellArgs) -> Result<u8> {
     }
     let master = context.master()?;
     let project = master.project_id(&args.project).await?;
-    let bus = client::open_bus(&master, project, &context.clock).await?;
     let request = TerminalOpen { name: args.terminal.clone(), argv: args.argv, env: tty::environment(), cwd: args.cwd, size: tty::size() };
-    let (terminal, _) = Terminal::open(&bus.conn, project, &request).await?;
-    let viewer = terminal.attach(None, Some(tty::size())).await?;
+    let (bus, viewer) = client::ask_agent(&master, project, &context.clock, async |conn| {
+        let (terminal, _) = Terminal::open(conn, project, &request).await?;
+        terminal.attach(None, Some(tty::size())).await
+    })
+    .await?;
     let mut shell = Shell { context, master, project, keys: Keys::default(), typed: read_keys(), offset: 0, leave: Leave::new()? };
     let raw = Raw::enter()?;
     let end = shell.watch_on(bus, viewer).await;
