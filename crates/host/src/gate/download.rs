@@ -29,6 +29,8 @@ const QUEUE: usize = 2;
 enum Piece {
     Data(Bytes),
     End,
+    /// Why there is nothing to send; only ever the first piece.
+    Failed(Fault),
 }
 
 /// A part of a file, from `offset` on. If the file has shrunk meanwhile the body breaks off, since its length is announced.
@@ -52,26 +54,35 @@ pub(super) fn file(gate: Arc<Gate>, turn: Arc<Turn>, file: OpenFile, offset: u64
         send(&sender, Piece::End, &gate).await;
     };
     tokio::spawn(feed.in_current_span());
-    body(receiver)
+    body(None, receiver)
 }
 
 /// A folder that `pack` writes out on a thread of its own.
-pub(super) fn archive<F>(gate: Arc<Gate>, turn: Arc<Turn>, archive_turn: ArchiveTurn, pack: F) -> Body
+///
+/// # Errors
+/// What `pack` fails with before its first piece; what goes wrong later breaks the body off.
+pub(super) async fn archive<F>(gate: Arc<Gate>, turn: Arc<Turn>, archive_turn: ArchiveTurn, pack: F) -> Result<Body, Fault>
 where
     F: FnOnce(&mut dyn Write, &CancellationToken) -> Result<(), Fault> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
     let (span, handle) = (tracing::Span::current(), Handle::current());
     tokio::task::spawn_blocking(move || {
         let _turns = (turn, archive_turn);
-        let mut out = Feeder { sender, handle, buffer: BytesMut::new(), idle: gate.limits.idle, cancel: gate.cancel.clone() };
+        let mut out = Feeder { sender, handle, buffer: BytesMut::new(), begun: false, idle: gate.limits.idle, cancel: gate.cancel.clone() };
         match pack(&mut out, &gate.cancel).and_then(|()| out.finish().map_err(Fault::Stream)) {
             // the client has gone, or the host stops
             Ok(()) | Err(Fault::Stream(_) | Fault::Cancelled) => {}
+            Err(fault) if !out.begun => {
+                let _ = out.push(Piece::Failed(fault)); // the client may have gone
+            }
             Err(fault) => span.in_scope(|| tracing::warn!("a folder couldn't be packed to its end: {fault}")),
         }
     });
-    body(receiver)
+    match receiver.recv().await {
+        Some(Piece::Failed(fault)) => Err(fault),
+        first => Ok(body(first, receiver)),
+    }
 }
 
 async fn send(sender: &mpsc::Sender<Piece>, piece: Piece, gate: &Gate) -> bool {
@@ -81,13 +92,18 @@ async fn send(sender: &mpsc::Sender<Piece>, piece: Piece, gate: &Gate) -> bool {
     }
 }
 
-fn body(receiver: mpsc::Receiver<Piece>) -> Body {
-    Body::from_stream(stream::unfold(Some(receiver), |receiver| async move {
-        let mut receiver = receiver?;
-        match receiver.recv().await {
-            Some(Piece::Data(bytes)) => Some((Ok(bytes), Some(receiver))),
+/// The first piece, if it was waited for already, and the others as they come.
+fn body(first: Option<Piece>, receiver: mpsc::Receiver<Piece>) -> Body {
+    Body::from_stream(stream::unfold(Some((first, receiver)), |queue| async move {
+        let (first, mut receiver) = queue?;
+        let piece = match first {
+            Some(piece) => Some(piece),
+            None => receiver.recv().await,
+        };
+        match piece {
+            Some(Piece::Data(bytes)) => Some((Ok(bytes), Some((None, receiver)))),
             Some(Piece::End) => None,
-            None => Some((Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source broke off")), None)),
+            Some(Piece::Failed(_)) | None => Some((Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source broke off")), None)),
         }
     }))
 }
@@ -97,6 +113,8 @@ struct Feeder {
     sender: mpsc::Sender<Piece>,
     handle: Handle,
     buffer: BytesMut,
+    /// Whether a piece has been handed over.
+    begun: bool,
     idle: Duration,
     cancel: CancellationToken,
 }
@@ -115,7 +133,7 @@ impl Feeder {
         })
     }
 
-    fn finish(mut self) -> io::Result<()> {
+    fn finish(&mut self) -> io::Result<()> {
         self.flush()?;
         self.push(Piece::End)
     }
@@ -135,6 +153,7 @@ impl Write for Feeder {
             return Ok(());
         }
         let full = std::mem::take(&mut self.buffer).freeze();
+        self.begun = true;
         self.push(Piece::Data(full))
     }
 }

@@ -189,7 +189,7 @@ fn get_file(call: Call<Read>, head: bool, headers: &HeaderMap, file: OpenFile) -
 }
 
 async fn get_archive(call: Call<Read>, head: bool, format: Archive) -> Result<Response, Refusal> {
-    // what isn't there is said before the first byte; what goes wrong later breaks the body off
+    // what isn't there or can't be read is said before the first byte; what goes wrong later breaks the body off
     call.step(|root, access, path, _| root.stat(access, path)).await?;
     let (kind, ending) = match format {
         Archive::Tar => ("application/x-tar", ".tar"),
@@ -206,6 +206,7 @@ async fn get_archive(call: Call<Read>, head: bool, format: Archive) -> Result<Re
         Archive::Tar => root.write_tar(&access, &path, out, cancel),
         Archive::Zip => root.write_zip(&access, &path, out, cancel),
     });
+    let body = body.await.map_err(|fault| call.refuse(fault))?;
     Ok((headers, body).into_response())
 }
 

@@ -225,6 +225,13 @@ async fn folders_as_archives() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_packed_is_said_before_the_first_byte() {
+    let world = World::new();
+    fs::create_dir_all(world.at(&format!("deep/{}", "d/".repeat(260)))).unwrap();
+    world.get("deep?archive=zip").await.error(429, ErrorCode::LimitExceeded);
+}
+
+#[tokio::test]
 async fn a_file_that_shrinks_breaks_the_download_off() {
     let world = World::new();
     fs::write(world.at("f"), vec![0; 8 << 20]).unwrap();
