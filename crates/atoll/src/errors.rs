@@ -90,6 +90,7 @@ pub fn io(what: impl std::fmt::Display, error: &std::io::Error) -> Error {
         K::NotFound => (ErrorCode::NotFound, ""),
         K::PermissionDenied => (ErrorCode::Forbidden, "Check who owns it and its permissions."),
         K::AlreadyExists => (ErrorCode::AlreadyExists, ""),
+        K::NotADirectory | K::IsADirectory | K::InvalidInput | K::InvalidFilename => (ErrorCode::InvalidArgument, ""),
         K::StorageFull => (ErrorCode::DiskFull, "Make room on this machine's disk."),
         K::AddrInUse => (ErrorCode::Unavailable, "Another program listens there; stop it or choose another address."),
         K::TimedOut => (ErrorCode::TimedOut, ""),

@@ -158,6 +158,8 @@ impl Watch<'_> {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 Ok(None)
             }
+            // it has no way on to be told of, or none for this account
+            Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::Forbidden | ErrorCode::Unauthenticated) => Err(error),
             Err(error) => {
                 Err(Error { mend: format!("The operation goes on without this command: atoll operation wait {}", self.id), ..error })
             }
