@@ -61,7 +61,8 @@ async fn execute(context: &Context, args: ExecArgs) -> Result<ExecExit> {
     };
     // before the start, so that no Ctrl-C falls between
     let mut interrupts = Interrupts::new()?;
-    let start = client::ask_agent(&master, project, &context.clock, async |conn| Exec::start(conn, project, request.clone()).await);
+    let start = async |conn: &Arc<dyn Conn>| Exec::start(conn, project, request.clone()).await;
+    let start = Box::pin(client::ask_agent(&master, project, &context.clock, start));
     let (_bus, exec) = tokio::select! {
         started = start => started?,
         // what may have begun ends by itself, as nobody follows it
@@ -73,7 +74,7 @@ async fn execute(context: &Context, args: ExecArgs) -> Result<ExecExit> {
     let outputs = async { tokio::try_join!(copy(stdout, tokio::io::stdout()), copy(stderr, tokio::io::stderr()), exit.wait()) };
     let result = tokio::select! {
         result = outputs => result.map(|((), (), exit)| exit),
-        error = interrupts.cancel_then_leave(cancel(canceller, &master, project, &context.clock)) => Err(error),
+        error = interrupts.cancel_then_leave(Box::pin(cancel(canceller, &master, project, &context.clock))) => Err(error),
     };
     if let Some(input) = input {
         input.abort();

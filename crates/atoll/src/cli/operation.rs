@@ -32,9 +32,11 @@ pub async fn run(context: &Context, command: Operation) -> Result<()> {
             if !args.all {
                 list.operations.retain(|operation| !operation.status.ended());
             }
-            context.output.show(&list, |list| match list.operations.is_empty() && !args.all {
-                true => "No operation is under way. With --all, those that have ended are listed, too.".into(),
-                false => tables::operations(&list.operations, context.clock.now()),
+            context.output.show(&list, |list| {
+                if list.operations.is_empty() && !args.all {
+                    return "No operation is under way. With --all, those that have ended are listed, too.".into();
+                }
+                tables::operations(&list.operations, context.clock.now())
             })
         }
         Operation::Info(args) => {

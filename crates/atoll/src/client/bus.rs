@@ -184,7 +184,7 @@ async fn renew(master: Master, project: ProjectId, clock: SharedClock, first: Co
                 return Err(Error::new(ErrorCode::StaleAssignment, "The project has moved to another host."));
             }
             // first of all for the next time that the connection is made anew, whatever comes of this one
-            *token.lock().unwrap_or_else(PoisonError::into_inner) = fresh.token.clone();
+            token.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&fresh.token);
             let grant = Message::new(GRANT_ADD, fresh.token.clone().into_bytes());
             let reply = match conn.request(grant.clone(), GRANT_TIMEOUT).await {
                 // connected anew with a token that has another inbox, so that the answer has no way back; the grant needs none
