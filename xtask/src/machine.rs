@@ -13,7 +13,7 @@ const TOOLS: &[Tool] = &[
     Tool { programs: &["podman"], package: "podman" },
     // crun, podman's default, refuses machines with hybrid cgroups; runc runs on all
     Tool { programs: &["runc"], package: "runc" },
-    Tool { programs: &["netavark", "bridge"], package: "netavark" },
+    Tool { programs: &["netavark"], package: "netavark" },
     Tool { programs: &["aardvark-dns"], package: "aardvark-dns" },
     Tool { programs: &["iptables"], package: "iptables" },
     Tool { programs: &["slirp4netns", "pasta"], package: "slirp4netns" },
