@@ -92,17 +92,10 @@ impl ClientParser {
             (true, 4) => (all[0], Some(all[1]), number(all[2])?, number(all[3])?),
             _ => return Err(Malformed::Operation),
         };
-        if head > total {
-            return Err(Malformed::Operation);
-        }
-        if total > self.max_payload {
-            return Err(Malformed::Payload);
-        }
-        let Some(body) = body(buffer, next, total)? else {
+        let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
             self.need = next + total + 2;
             return Ok(Step::Need(self.need));
         };
-        let (headers, payload) = body.split_at(head);
         let op = ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
         Ok(Step::Op { op, consumed: next + total + 2 })
     }

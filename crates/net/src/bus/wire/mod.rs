@@ -72,10 +72,20 @@ fn number(text: &[u8]) -> Result<usize, Malformed> {
     Ok(text.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
 }
 
-/// The bytes of a body of `len` bytes that begins at `start` and is followed by a line end; `None` while they haven't all arrived.
-fn body(buffer: &[u8], start: usize, len: usize) -> Result<Option<&[u8]>, Malformed> {
-    match buffer.get(start + len..start + len + 2) {
-        Some(b"\r\n") => Ok(Some(&buffer[start..start + len])),
+/// A message's header block and its payload.
+type Parts<'a> = (&'a [u8], &'a [u8]);
+
+/// The headers and the payload of a message whose line ends at `start`: `total` bytes, of which the first `head` are headers, and CRLF.
+/// None while they haven't all arrived.
+fn body(buffer: &[u8], start: usize, head: usize, total: usize, max: usize) -> Result<Option<Parts<'_>>, Malformed> {
+    if head > total {
+        return Err(Malformed::Operation);
+    }
+    if total > max {
+        return Err(Malformed::Payload);
+    }
+    match buffer.get(start + total..start + total + 2) {
+        Some(b"\r\n") => Ok(Some(buffer[start..start + total].split_at(head))),
         Some(_) => Err(Malformed::Operation),
         None => Ok(None),
     }

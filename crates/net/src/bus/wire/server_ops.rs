@@ -69,17 +69,10 @@ impl ServerParser {
             (true, 5) => (Some(text(all[2])?), number(all[3])?, number(all[4])?),
             _ => return Err(Malformed::Operation),
         };
-        if head > total {
-            return Err(Malformed::Operation);
-        }
-        if total > self.max_payload {
-            return Err(Malformed::Payload);
-        }
-        let Some(body) = body(buffer, next, total)? else {
+        let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
             self.need = next + total + 2;
             return Ok(Step::Need(self.need));
         };
-        let (headers, payload) = body.split_at(head);
         let (subject, sid) = (text(all[0])?, number(all[1])? as u64);
         Ok(Step::Op { op: ServerOp::Message { subject, sid, reply, headers, payload }, consumed: next + total + 2 })
     }
