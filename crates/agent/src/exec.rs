@@ -14,7 +14,7 @@ use atoll_contract::{
     Error, ErrorCode,
     agent::{ExecCancel, ExecExit, ExecStart, ExecStarted, KILL_GRACE_MILLIS, MAX_EXECS},
 };
-use atoll_net::stream::{CHUNK_BYTES, Receiver, Sender};
+use atoll_net::byte_stream::{CHUNK_BYTES, Receiver, Sender};
 use bytes::Bytes;
 use rustix::process::Signal;
 use tokio::{

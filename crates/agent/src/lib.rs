@@ -4,7 +4,7 @@
 //! It is the same static binary in every image, so it relies on nothing there: no shell, no libc, no `/etc/passwd`.
 //!
 //! A lost connection ends nothing: commands and terminals go on, the agent dials until the host is there again, and the streams repeat
-//! what was on its way (see [`atoll_net::stream`]). What nobody listens to for `EXEC_ORPHAN_SECONDS` is ended.
+//! what was on its way (see [`atoll_net::byte_stream`]). What nobody listens to for `EXEC_ORPHAN_SECONDS` is ended.
 
 mod environment;
 mod exec;

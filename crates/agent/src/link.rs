@@ -13,8 +13,8 @@ use std::{
 use atoll_contract::{Error, ErrorCode, agent::AgentConfig, subject};
 use atoll_net::{
     bus::{BoxFuture, Conn, Message, Subscription, Unsubscribe, client},
+    byte_stream::SILENCE,
     clock::Clock,
-    stream::SILENCE,
 };
 use tokio::{
     net::UnixStream,

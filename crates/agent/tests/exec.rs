@@ -18,8 +18,8 @@ use atoll_contract::{
 };
 use atoll_net::{
     bus::{Conn, Message},
+    byte_stream::Sender,
     remote::{self, Exec, ExecOutput},
-    stream::Sender,
 };
 use bytes::Bytes;
 use common::{BOUND, Mutable, World, command, gone, project, shell};

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Serve(args::Serve::Master(args)) => roles::master::run(args),
         Command::Serve(args::Serve::Host(args)) => roles::host::run(args),
         Command::Up(args) => roles::up::run(args),
+        Command::Dev(args::Dev::Bus(args)) => roles::dev_bus::run(args, json),
         Command::Completion(args) => cli::completion(args.shell).map(|()| 0),
         _ => command(arguments),
     };

@@ -1,7 +1,7 @@
 //! What is said with the agent in a project's container, over the host's bus: running commands and terminals.
 //!
 //! Requests go to the subjects of [`crate::subject`] and are answered with [`Reply`]. Bytes flow in streams (see
-//! `atoll_net::stream`): who wants to receive chooses a random stream id, subscribes, and only then asks, so that nothing is missed.
+//! `atoll_net::byte_stream`): who wants to receive chooses a random stream id, subscribes, and only then asks, so that nothing is missed.
 
 use std::collections::BTreeMap;
 

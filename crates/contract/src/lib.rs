@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod bus;
 pub mod claims;
 pub mod command;
 pub mod error;

@@ -13,6 +13,21 @@ use crate::{AccountId, HostId, OperationId, ProjectId, Role};
 pub struct Permissions {
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
+    /// Whether it may publish to the reply subjects of messages that were delivered to it, as NATS's `allow_responses`: for whoever answers
+    /// requests and needs no right to any inbox otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub responses: bool,
+    /// What it publishes under another name than it says; looked at before `publish`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mappings: Vec<Mapping>,
+}
+
+/// A publication to a subject that `pattern` covers enters the bus as `<prefix>.<subject>` (NATS's import of a service with a mapped subject). The
+/// prefix names who publishes, so that the receiver knows it from the subject, which the publisher can't forge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    pub pattern: String,
+    pub prefix: String,
 }
 
 /// Where a client presents one more connect token on a socket that is connected already, or renews one. The payload is the token;
@@ -22,6 +37,9 @@ pub const GRANT_ADD: &str = "_ATOLL.grant.add";
 /// Where any client may ask the bus itself for an answer: a round trip, after which the bus knows all that this client sent before. Without a
 /// payload the answer is empty; if the payload is a subject, it is [`Reply`](crate::agent::Reply) of `()`: whether the connection may subscribe to it.
 pub const BUS_PING: &str = "_ATOLL.ping";
+
+/// Where the bus says what it does, as [`BusReport`](crate::bus::BusReport), to whoever may publish to this subject.
+pub const BUS_STATS: &str = "_ATOLL.stats";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,28 +92,36 @@ pub fn project_permissions(id: ProjectId, role: Role, jti: &str) -> Permissions 
     let inbox = format!("{}.>", inbox_prefix(jti));
     if role.may_write() {
         let all = ["exec.>", "terminal.>", "stream.>", "agent.info"].map(|rest| project(id, rest));
-        Permissions { publish: all.to_vec(), subscribe: vec![project(id, "stream.>"), project(id, "state"), inbox] }
+        let subscribe = vec![project(id, "stream.>"), project(id, "state"), inbox];
+        Permissions { publish: all.to_vec(), subscribe, ..Permissions::default() }
     } else {
-        Permissions { publish: vec![project(id, "agent.info")], subscribe: vec![project(id, "state"), inbox] }
+        Permissions { publish: vec![project(id, "agent.info")], subscribe: vec![project(id, "state"), inbox], ..Permissions::default() }
     }
 }
 
 /// What the agent of a project may do on its host's bus.
 pub fn agent_permissions(id: ProjectId) -> Permissions {
     Permissions {
-        publish: vec![project(id, "stream.>"), project(id, "agent.hello"), "_INBOX.>".into()],
+        publish: vec![project(id, "stream.>"), project(id, "agent.hello")],
         subscribe: [project(id, "exec.>"), project(id, "terminal.>"), project(id, "stream.>"), project(id, "agent.info")].to_vec(),
+        responses: true,
+        ..Permissions::default()
     }
 }
 
 /// What a host may do on the master's bus.
 pub fn host_permissions(id: HostId) -> Permissions {
-    Permissions { publish: vec![host_report(id), "_INBOX.>".into()], subscribe: vec![host_command(id), format!("_INBOX.{id}.>")] }
+    Permissions {
+        publish: vec![host_report(id)],
+        subscribe: vec![host_command(id), format!("_INBOX.{id}.>")],
+        responses: true,
+        ..Permissions::default()
+    }
 }
 
 /// What a logged-in account may do on the master's bus.
 pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
-    Permissions { publish: vec![], subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))] }
+    Permissions { subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))], ..Permissions::default() }
 }
 
 #[cfg(test)]

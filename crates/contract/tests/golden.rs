@@ -503,6 +503,6 @@ fn claims_and_subjects() {
         .add("Role", Role::ALL)
         .add("GrantReply ok", GrantReply::Ok { project: id(3), expires_at: time() })
         .add("GrantReply error", GrantReply::Error(Error::new(ErrorCode::Unauthenticated, "No.")))
-        .add("Permissions", Permissions { publish: vec!["a.>".into()], subscribe: vec!["b.*".into()] })
+        .add("Permissions", Permissions { publish: vec!["a.>".into()], subscribe: vec!["b.*".into()], ..Permissions::default() })
         .check("claims");
 }

@@ -10,7 +10,7 @@ use atoll_contract::{
     Error, ErrorCode, TerminalId, Timestamp,
     agent::{ExecExit, KILL_GRACE_MILLIS, MAX_VIEWERS, SCROLLBACK_BYTES, Size, TerminalEvent, TerminalView},
 };
-use atoll_net::stream::CHUNK_BYTES;
+use atoll_net::byte_stream::CHUNK_BYTES;
 use bytes::Bytes;
 use rustix::process::{Pid, Signal};
 use tokio::sync::{

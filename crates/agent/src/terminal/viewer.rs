@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use atoll_contract::{Error, ErrorCode, agent::TerminalEvent};
-use atoll_net::stream::{Receiver, Sender};
+use atoll_net::byte_stream::{Receiver, Sender};
 use tokio::sync::mpsc;
 
 use super::session::{Place, Session};

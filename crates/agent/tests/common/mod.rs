@@ -47,7 +47,7 @@ impl Authenticator for Auth {
             Some(USER) => subject::project_permissions(project(), Role::Owner, USER),
             _ => return Err(Error::new(ErrorCode::Unauthenticated, "Wrong secret.")),
         };
-        Ok(vec![Grant { key: project().to_string(), permissions, expires_at: None }])
+        Ok(vec![Grant { key: project().to_string(), permissions, account: None, expires_at: None }])
     }
 }
 

@@ -78,6 +78,8 @@ pub enum Command {
     Operation(Operation),
     Doctor(DoctorArgs),
     Health(HealthArgs),
+    #[command(subcommand)]
+    Dev(Dev),
     Completion(CompletionArgs),
 }
 
@@ -171,6 +173,8 @@ mod tests {
             "atoll operation cancel 0198c0de-0000-7000-8000-000000000001",
             "atoll doctor --config f --json",
             "atoll health",
+            "atoll dev bus",
+            "atoll dev bus --listen 127.0.0.1:0 --websocket [::1]:0",
             "atoll completion bash",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -94,6 +94,32 @@ Example:
   atoll health --master http://127.0.0.1:7420")]
 pub struct HealthArgs {}
 
+/// Parts of Atoll by themselves, for people who write clients and measure
+#[derive(Debug, Subcommand)]
+pub enum Dev {
+    /// Run the bus alone: no tokens, on this machine's loopback only
+    ///
+    /// Whoever can reach the address may publish and subscribe to everything, so other addresses than loopback are refused. Says where it
+    /// listens on standard error (with --json as one object on standard output), and runs until Ctrl-C or SIGTERM.
+    #[command(after_help = "\
+Examples:
+  atoll dev bus
+  atoll dev bus --listen 127.0.0.1:4333 --websocket 127.0.0.1:4334
+  nats --server nats://127.0.0.1:4222 sub 'orders.>'        any NATS client will do")]
+    Bus(DevBusArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DevBusArgs {
+    /// Address for NATS over TCP; port 0 takes any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4222")]
+    pub listen: SocketAddr,
+
+    /// Address for NATS over WebSocket, at any path
+    #[arg(long, value_name = "ADDR")]
+    pub websocket: Option<SocketAddr>,
+}
+
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -8,9 +8,9 @@ use atoll_contract::{
 };
 use atoll_net::{
     bus::Conn,
+    byte_stream::{Receiver, Sender},
     clock::SharedClock,
     remote::{Exec, ExecCanceller},
-    stream::{Receiver, Sender},
 };
 use bytes::{Bytes, BytesMut};
 use tokio::{

@@ -103,7 +103,7 @@ pub async fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Doctor(args) => return doctor::run(context, args).await,
         Command::Health(_) => health(context).await,
         Command::Completion(args) => completion(args.shell),
-        Command::Up(_) | Command::Serve(_) | Command::Agent => Err(Error::internal("A role was run as a command.")),
+        Command::Up(_) | Command::Serve(_) | Command::Dev(_) | Command::Agent => Err(Error::internal("A role was run as a command.")),
     }
     .map(|()| 0)
 }

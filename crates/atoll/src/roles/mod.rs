@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod binary;
+pub mod dev_bus;
 pub mod host;
 pub mod logging;
 pub mod master;

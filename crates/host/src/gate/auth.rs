@@ -81,6 +81,7 @@ impl UserAuth {
         Ok(Grant {
             key: project.to_string(),
             permissions: subject::project_permissions(project, claims.role, &claims.jti),
+            account: Some(claims.sub.to_string()),
             // as long as the token itself would be taken
             expires_at: Some(Timestamp::from_millis(claims.exp.saturating_add(CLOCK_SKEW_SECONDS).saturating_mul(1000))),
         })

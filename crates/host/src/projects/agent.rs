@@ -91,6 +91,7 @@ impl Authenticator for AgentAuth {
             // not the project's id alone: closing the users' grants leaves the agent connected
             key: format!("agent.{}", self.project),
             permissions: subject::agent_permissions(self.project),
+            account: None,
             expires_at: None,
         }])
     }

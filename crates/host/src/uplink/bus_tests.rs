@@ -40,7 +40,7 @@ impl Authenticator for HostAuth {
         if credentials.nkey.as_deref() != Some(&self.public_key) || !nkey_proves(credentials) {
             return Err(Error::new(ErrorCode::Unauthenticated, "Who is that?"));
         }
-        Ok(vec![Grant { key: "host".into(), permissions: subject::host_permissions(self.host), expires_at: None }])
+        Ok(vec![Grant { key: "host".into(), permissions: subject::host_permissions(self.host), account: None, expires_at: None }])
     }
 }
 

@@ -23,12 +23,17 @@ impl Authenticator for MasterAuthenticator {
         let refused = || Error::new(ErrorCode::Unauthenticated, "No member and no account.");
         if let Some(nkey) = &credentials.nkey {
             let host = self.hosts.by_key(nkey).filter(|_| nkey_proves(credentials)).ok_or_else(refused)?;
-            return Ok(vec![Grant { key: host_grant(host), permissions: host_permissions(host), expires_at: None }]);
+            return Ok(vec![Grant { key: host_grant(host), permissions: host_permissions(host), account: None, expires_at: None }]);
         }
         let token = credentials.token.as_deref().ok_or_else(refused)?;
         let identity = self.auth.identify_now(token)?;
         let permissions = account_permissions(identity.account, &identity.account.to_string());
-        Ok(vec![Grant { key: identity_grant(&identity), permissions, expires_at: identity.expires_at }])
+        Ok(vec![Grant {
+            key: identity_grant(&identity),
+            permissions,
+            account: Some(identity.account.to_string()),
+            expires_at: identity.expires_at,
+        }])
     }
 }
 

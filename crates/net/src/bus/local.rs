@@ -102,7 +102,7 @@ impl LocalConn {
             Verdict::Refused
         };
         let matched = if verdict == Verdict::Allowed { Arc::new(self.router.find(subject)) } else { Arc::default() };
-        Found { subject: subject.clone(), verdict, matched }
+        Found { subject: subject.clone(), mapped: None, verdict, matched }
     }
 
     fn forbidden(&self, verb: &str, subject: &str) -> Error {

@@ -105,7 +105,10 @@ impl Matched {
 /// What a publisher found out about one subject.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
+    /// As the publisher says it.
     pub subject: Arc<str>,
+    /// As it enters the bus, if that is another; see [`Mapping`](atoll_contract::subject::Mapping).
+    pub mapped: Option<Arc<str>>,
     pub verdict: Verdict,
     pub matched: Arc<Matched>,
 }
@@ -231,7 +234,7 @@ mod tests {
     fn the_cache_is_bounded_and_forgets_with_the_generation() {
         let mut cache = Cache::default();
         cache.at(1);
-        let found = |n: usize| Found { subject: format!("s.{n}").into(), verdict: Verdict::Allowed, matched: Arc::default() };
+        let found = |n: usize| Found { subject: format!("s.{n}").into(), mapped: None, verdict: Verdict::Allowed, matched: Arc::default() };
         (0..10_000).for_each(|n| {
             cache.put(found(n));
         });

@@ -151,6 +151,8 @@ pub struct Grant {
     /// What it is for, such as the project's id. A grant of the same key replaces the older one (a renewal).
     pub key: String,
     pub permissions: atoll_contract::subject::Permissions,
+    /// Whom the connection counts for. The first grant that says so decides for the connection's life.
+    pub account: Option<String>,
     /// Absent: as long as the connection lives.
     pub expires_at: Option<atoll_contract::Timestamp>,
 }

@@ -127,12 +127,18 @@ impl Connection {
             self.cache.put(found);
         }
         let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse_subject()) };
-        let publication = Publication::new(&found.subject, reply, publish.headers, publish.payload);
+        let publication = Publication::new(found.mapped.as_ref().unwrap_or(&found.subject), reply, publish.headers, publish.payload);
         match found.verdict {
             Verdict::Allowed => {}
             Verdict::Invalid => return Ok(self.refuse_subject()),
             Verdict::Refused if &*found.subject == GRANT_ADD => return Ok(self.add_grant(reply, publish.payload)),
             Verdict::Refused if &*found.subject == BUS_PING => return Ok(self.pong(reply, publish.payload)),
+            // an answer: allowed because it was asked for, which no cache may remember
+            Verdict::Refused if self.rights.responses && self.session.may_respond(&found.subject) => {
+                let matched = self.router.find(&found.subject);
+                self.router.publish(&matched, &publication, &mut self.hand, None);
+                return Ok(true);
+            }
             Verdict::Refused => {
                 let words = format!("Permissions Violation for Publish to {:?}", found.subject);
                 self.say(&error_line(&words));
@@ -159,13 +165,17 @@ impl Connection {
         let text = String::from_utf8_lossy(subject);
         let valid = matches!(text, Cow::Borrowed(_)) && is_literal(&text, self.router.limits.subject_tokens);
         let own = &*text == GRANT_ADD || &*text == BUS_PING; // spoken to the bus itself, whatever else is allowed
+        let mapped: Option<Arc<str>> = self.rights.mapped(&text).filter(|_| valid && !own).map(Into::into);
         let verdict = match valid {
             false => Verdict::Invalid,
-            true if !own && self.rights.may_publish(&text) => Verdict::Allowed,
+            true if !own && (mapped.is_some() || self.rights.may_publish(&text)) => Verdict::Allowed,
             true => Verdict::Refused,
         };
-        let matched = if verdict == Verdict::Allowed { Arc::new(self.router.find(&text)) } else { Arc::default() };
-        Found { subject: text.into(), verdict, matched }
+        let matched = match verdict {
+            Verdict::Allowed => Arc::new(self.router.find(mapped.as_deref().unwrap_or(&text))),
+            Verdict::Refused | Verdict::Invalid => Arc::default(),
+        };
+        Found { subject: text.into(), mapped, verdict, matched }
     }
 
     fn subscribe(&mut self, pattern: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), String> {
@@ -288,6 +298,7 @@ impl Connection {
             self.rights = held.rights.clone();
             self.next_expiry = held.grants.next_expiry();
         }
+        self.session.answers.store(self.rights.responses, Ordering::Relaxed);
         self.cache.clear();
         self.retime = true;
     }

@@ -22,6 +22,10 @@ pub(crate) struct Rights {
     publish: PatternSet,
     subscribe: PatternSet,
     everything: bool,
+    /// Whether it may answer what was delivered to it, wherever the reply goes.
+    pub responses: bool,
+    /// A pattern each, and what is put before the subjects that it covers.
+    mappings: Vec<(PatternSet, Box<str>)>,
 }
 
 const INBOX: &str = "_INBOX.";
@@ -91,10 +95,22 @@ impl Rights {
         let good = |pattern: &&String| is_pattern(pattern, usize::from(u8::MAX));
         permissions.publish.iter().filter(good).for_each(|pattern| self.publish.insert(pattern));
         permissions.subscribe.iter().filter(good).for_each(|pattern| self.subscribe.insert(pattern));
+        self.responses |= permissions.responses;
+        for mapping in permissions.mappings.iter().filter(|mapping| good(&&mapping.pattern) && good(&&mapping.prefix)) {
+            let mut set = PatternSet::default();
+            set.insert(&mapping.pattern);
+            self.mappings.push((set, mapping.prefix.as_str().into()));
+        }
     }
 
     pub(crate) fn may_publish(&self, subject: &str) -> bool {
         self.everything || self.publish.covers(subject)
+    }
+
+    /// The subject under which a publication to this one enters the bus, if it is another.
+    pub(crate) fn mapped(&self, subject: &str) -> Option<String> {
+        let (_, prefix) = self.mappings.iter().find(|(patterns, _)| patterns.covers(subject))?;
+        Some(format!("{prefix}.{subject}"))
     }
 
     pub(crate) fn may_subscribe(&self, pattern: &str) -> bool {
@@ -113,8 +129,8 @@ mod tests {
     use super::*;
 
     fn grant(key: &str, publish: &str, subscribe: &str, end: Option<i64>) -> Grant {
-        let permissions = Permissions { publish: vec![publish.into()], subscribe: vec![subscribe.into()] };
-        Grant { key: key.into(), permissions, expires_at: end.map(Timestamp::from_millis) }
+        let permissions = Permissions { publish: vec![publish.into()], subscribe: vec![subscribe.into()], ..Permissions::default() };
+        Grant { key: key.into(), permissions, account: None, expires_at: end.map(Timestamp::from_millis) }
     }
 
     #[test]
@@ -141,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_pattern_that_is_none_allows_nothing() {
-        let rights = Rights::of(Some(&Permissions { publish: vec!["a.>.b".into(), String::new()], subscribe: vec![] }));
+        let rights = Rights::of(Some(&Permissions { publish: vec!["a.>.b".into(), String::new()], ..Permissions::default() }));
         assert!(!rights.may_publish("a.x") && !rights.may_publish("a.x.b"));
         assert!(Rights::of(None).may_publish("a") && Rights::of(None).may_subscribe(">"));
     }

@@ -2,12 +2,15 @@
 
 use std::{
     cell::OnceCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::{
     Message,
@@ -28,6 +31,9 @@ pub(crate) struct Session {
     pub headers: AtomicBool,
     /// Whether it gets its own publications.
     pub echo: AtomicBool,
+    /// Whether it may answer what is delivered to it, so that reply subjects are noted.
+    pub answers: AtomicBool,
+    asked: Mutex<Asked>,
     held: Mutex<Held>,
     /// Counts changes of its rights, so that its task sees one without a lock.
     pub rights_version: AtomicU64,
@@ -50,6 +56,8 @@ impl Session {
             out,
             headers: AtomicBool::new(false),
             echo: AtomicBool::new(true),
+            answers: AtomicBool::new(false),
+            asked: Mutex::default(),
             held: Mutex::default(),
             rights_version: AtomicU64::new(0),
         }
@@ -57,6 +65,15 @@ impl Session {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a message with this reply subject was delivered to it lately.
+    pub(crate) fn may_respond(&self, subject: &str) -> bool {
+        self.asked().knows(subject, Instant::now())
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a connection that doesn't keep up; what it hasn't taken is thrown away.
@@ -74,6 +91,40 @@ impl Session {
         self.rights_version.fetch_add(1, Ordering::Release);
         let rights = held.rights.clone();
         held.subs.extract_if(|_, sub| !rights.may_subscribe(&sub.subject)).map(|(_, sub)| sub).collect()
+    }
+}
+
+/// The reply subjects that a connection may publish to because it was asked to answer there.
+#[derive(Debug, Default)]
+struct Asked {
+    until: HashMap<Arc<str>, Instant>,
+    /// In the order in which they were first noted.
+    order: VecDeque<Arc<str>>,
+}
+
+/// Reply subjects that are remembered for one connection; a further one pushes out the oldest.
+const MAX_ASKED: usize = 4096;
+/// How long an answer may take to begin. The longest request of Atoll's own waits for two minutes.
+const ANSWER_WITHIN: Duration = Duration::from_mins(5);
+
+impl Asked {
+    fn note(&mut self, reply: &str, now: Instant) {
+        if let Some(until) = self.until.get_mut(reply) {
+            *until = now + ANSWER_WITHIN;
+            return;
+        }
+        while self.order.len() >= MAX_ASKED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.until.remove(&oldest);
+            }
+        }
+        let reply: Arc<str> = reply.into();
+        self.order.push_back(reply.clone());
+        self.until.insert(reply, now + ANSWER_WITHIN);
+    }
+
+    fn knows(&self, reply: &str, now: Instant) -> bool {
+        self.until.get(reply).is_some_and(|until| now < *until)
     }
 }
 
@@ -145,6 +196,9 @@ impl Sub {
         }
         let pushed = match &self.sink {
             Sink::Wire { session, sid } => {
+                if let Some(reply) = publication.reply.filter(|_| session.answers.load(Ordering::Relaxed)) {
+                    session.asked().note(reply, Instant::now());
+                }
                 let headers = if session.headers.load(Ordering::Relaxed) { publication.headers } else { &[] };
                 let frame = Frame {
                     plain: b"MSG ",
@@ -205,5 +259,22 @@ impl<'a> Publication<'a> {
             payload: self.share().clone(),
         };
         self.message.get_or_init(make).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_remembered_for_a_while_and_in_a_bounded_number() {
+        let (mut asked, now) = (Asked::default(), Instant::now());
+        asked.note("r", now);
+        assert!(asked.knows("r", now) && !asked.knows("s", now) && !asked.knows("r", now + ANSWER_WITHIN));
+        asked.note("r", now + Duration::from_secs(1));
+        assert!(asked.knows("r", now + ANSWER_WITHIN), "asked again");
+        (0..MAX_ASKED).for_each(|n| asked.note(&n.to_string(), now));
+        assert!(!asked.knows("r", now) && asked.knows("0", now) && asked.knows("4095", now));
+        assert_eq!((asked.until.len(), asked.order.len()), (MAX_ASKED, MAX_ASKED));
     }
 }

@@ -2,16 +2,24 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{
+    ConnectInfo,
+    ws::{Message, WebSocket, WebSocketUpgrade},
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Sink, Stream};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
-use super::{limits::BusLimits, pump::Transport};
+use super::{Authenticator, limits::BusLimits, pump::Transport, router::Router};
 
 /// Bytes that a client may put into one frame beside a message of the greatest size: clients collect small ones.
 const COLLECTED: usize = 256 << 10;
@@ -28,6 +36,29 @@ impl BusLimits {
             .read_buffer_size(16 << 10)
             .write_buffer_size(FRAME)
             .max_write_buffer_size(2 * (most + FRAME))
+    }
+}
+
+impl Router {
+    /// Serves WebSockets at every path of a listener of their own, until `cancel`. Masters and hosts serve theirs beside their HTTP instead, which
+    /// bounds connections by itself; this one is for the bus alone.
+    pub fn serve_websocket_tcp(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        auth: Arc<dyn Authenticator>,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (router, stop) = (self.clone(), cancel.clone());
+        let open = move |ConnectInfo(peer): ConnectInfo<SocketAddr>, upgrade: WebSocketUpgrade| async move {
+            let upgrade = router.limits().bound_websocket(upgrade);
+            upgrade.on_upgrade(move |socket| async move { router.serve_websocket(socket, peer.to_string(), auth, cancel).await })
+        };
+        let app = axum::Router::new().fallback(open).into_make_service_with_connect_info::<SocketAddr>();
+        async move {
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
+                tracing::error!(%error, "the bus can't serve WebSockets any more");
+            }
+        }
     }
 }
 

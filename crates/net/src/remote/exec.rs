@@ -11,7 +11,7 @@ use atoll_contract::{
 use super::{call, stream_id};
 use crate::{
     bus::Conn,
-    stream::{Receiver, Sender},
+    byte_stream::{Receiver, Sender},
 };
 
 /// A program that runs in a project. Its parts may go to different tasks; dropping them all ends the program.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::{call, stream_id};
 use crate::{
     bus::Conn,
-    stream::{Receiver, Sender},
+    byte_stream::{Receiver, Sender},
 };
 
 /// A terminal of a project. It lives on when this is dropped.

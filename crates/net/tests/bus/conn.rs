@@ -27,7 +27,7 @@ fn new_bus() -> Bus {
 async fn in_process() {
     let bus = new_bus();
     let open = || vec!["open.>".to_owned()];
-    let limited = bus.router.connect("limited", Some(Permissions { publish: open(), subscribe: open() }));
+    let limited = bus.router.connect("limited", Some(Permissions { publish: open(), subscribe: open(), ..Permissions::default() }));
     behaves(Three { a: bus.router.connect("a", None), b: bus.router.connect("b", None), limited }).await;
 }
 

@@ -52,7 +52,8 @@ pub(crate) fn grant(key: &str, publish: &[&str], subscribe: &[&str], expires_at:
     let all = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
     Grant {
         key: key.into(),
-        permissions: Permissions { publish: all(publish), subscribe: all(subscribe) },
+        permissions: Permissions { publish: all(publish), subscribe: all(subscribe), ..Permissions::default() },
+        account: None,
         expires_at: expires_at.map(Timestamp::from_millis),
     }
 }

@@ -277,7 +277,12 @@ impl atoll_net::bus::Authenticator for Users {
     fn connect(&self, _: &atoll_net::bus::Credentials) -> Result<Vec<atoll_net::bus::Grant>, atoll_contract::Error> {
         self.0.generation_in_force(id(3)).ok_or_else(|| atoll_contract::Error::not_found("project"))?;
         let permissions = atoll_contract::subject::project_permissions(id(3), atoll_contract::Role::Owner, "jti");
-        Ok(vec![atoll_net::bus::Grant { key: id::<atoll_contract::id::Project>(3).to_string(), permissions, expires_at: None }])
+        Ok(vec![atoll_net::bus::Grant {
+            key: id::<atoll_contract::id::Project>(3).to_string(),
+            permissions,
+            account: None,
+            expires_at: None,
+        }])
     }
 }
 

@@ -123,5 +123,5 @@ fn number(headers: &Headers, name: &str) -> Result<Option<u64>, Error> {
 }
 
 pub(super) fn malformed(what: &str) -> Error {
-    Error::invalid(format!("A message of the stream {what}.")).mend("The wire form is in docs/reference/streams.md.")
+    Error::invalid(format!("A message of the stream {what}.")).mend("The wire form is in docs/reference/byte-streams.md.")
 }

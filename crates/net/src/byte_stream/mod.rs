@@ -1,7 +1,7 @@
 //! Byte streams over the bus, with a window so that a slow reader neither loses bytes nor makes the sender grow.
 //!
 //! Who receives subscribes first ([`Receiver::open`]), then tells the other side the subject; that side writes ([`Sender::open`]). The
-//! wire form is in `docs/reference/streams.md` and in the golden test of [`wire`].
+//! wire form is in `docs/reference/byte-streams.md` and in the golden test of [`wire`].
 //!
 //! Nothing is lost silently, and a connection that breaks and comes back costs time only: the sender keeps what was not acknowledged (it is bounded by
 //! the window anyway), the receiver notices a gap in the offsets and asks for the bytes from there, a sender that hears nothing probes once a second, and

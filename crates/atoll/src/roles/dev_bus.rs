@@ -1,0 +1,103 @@
+//! `atoll dev bus`: the bus alone, for stock clients and benchmarks.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use atoll_contract::{Error, ErrorCode, subject::Permissions};
+use atoll_net::{
+    bus::{Authenticator, BusLimits, Credentials, Grant, Router},
+    clock::SystemClock,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Stop, announce, runtime};
+use crate::{args::DevBusArgs, config::Log, errors::Result};
+
+/// Lets everyone do everything; that is why this bus listens on loopback alone.
+struct Open;
+
+impl Authenticator for Open {
+    fn required(&self) -> bool {
+        false
+    }
+
+    fn connect(&self, _: &Credentials) -> Result<Vec<Grant>> {
+        let all = || vec![">".to_owned()];
+        let permissions = Permissions { publish: all(), subscribe: all(), ..Permissions::default() };
+        Ok(vec![Grant { key: "dev".into(), permissions, account: None, expires_at: None }])
+    }
+}
+
+/// How long what waits for clients may take to be written at the end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
+    [Some(args.listen), args.websocket].into_iter().flatten().try_for_each(only_loopback)?;
+    super::logging::for_role(&Log { level: std::env::var("ATOLL_LOG_LEVEL").unwrap_or_else(|_| "warn".into()), json });
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let mut stop = Stop::listen()?;
+        let (router, auth) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Open));
+        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (listener, addr) = bind(args.listen).await?;
+        tasks.spawn(router.serve_tcp(listener, auth.clone(), cancel.clone()));
+        let websocket = match args.websocket {
+            Some(address) => {
+                let (listener, addr) = bind(address).await?;
+                tasks.spawn(router.serve_websocket_tcp(listener, auth, cancel.clone()));
+                Some(addr)
+            }
+            None => None,
+        };
+        if json {
+            println!("{}", serde_json::json!({ "listen": addr, "websocket": websocket }));
+        } else {
+            announce(&format!("The bus serves at nats://{addr}."));
+            if let Some(addr) = websocket {
+                announce(&format!("The bus serves at ws://{addr}."));
+            }
+        }
+        stop.told().await;
+        let end = async {
+            router.drain(DRAIN).await;
+            cancel.cancel();
+            tasks.close();
+            tasks.wait().await;
+        };
+        stop.drain(end).await;
+        Ok(0)
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+fn only_loopback(address: SocketAddr) -> Result<()> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{address} isn't a loopback address, and this bus asks nobody who they are."))
+        .mend("Listen on 127.0.0.1 or ::1; a bus for others is a master's or a host's, see `bus_listen` in the config."))
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorCode::InvalidConfig, format!("{address} can't be listened on: {error}.")).mend("Choose another port.")
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, addr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_than_loopback_are_refused() {
+        for (address, good) in
+            [("127.0.0.1:0", true), ("127.8.0.1:4222", true), ("[::1]:0", true), ("0.0.0.0:4222", false), ("[::]:1", false)]
+        {
+            assert_eq!(only_loopback(address.parse().unwrap()).is_ok(), good, "{address}");
+        }
+    }
+}

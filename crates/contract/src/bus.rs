@@ -1,0 +1,69 @@
+//! What a bus says of itself: the answer to a request at [`BUS_STATS`](crate::subject::BUS_STATS), shown by `atoll bus top`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+
+/// A look at one bus. Counts are since it began; bytes are those of headers and payloads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusReport {
+    pub at: Timestamp,
+    /// Made anew with every start, so that whoever compares two looks knows that counts began again.
+    pub server_id: String,
+    pub connections: u64,
+    pub subscriptions: u64,
+    pub slow_consumers: u64,
+    /// Bytes that wait, of [`memory_limit`](Self::memory_limit).
+    pub memory_used: u64,
+    pub memory_limit: u64,
+    pub traffic: BusTraffic,
+    /// The busiest, by bytes in and out together; at most [`MAX_ROWS`].
+    pub by_connection: Vec<BusConnection>,
+    /// Likewise.
+    pub by_account: Vec<BusAccount>,
+    /// Likewise, by the first tokens of the subject.
+    pub by_prefix: Vec<BusPrefix>,
+}
+
+/// Rows in each list of a [`BusReport`].
+pub const MAX_ROWS: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BusTraffic {
+    /// Published.
+    pub in_messages: u64,
+    pub in_bytes: u64,
+    /// Delivered; one publication may be delivered many times.
+    pub out_messages: u64,
+    pub out_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusConnection {
+    pub id: u64,
+    /// What the client calls itself.
+    pub name: String,
+    pub peer: String,
+    pub account: Option<String>,
+    pub grants: Vec<String>,
+    pub subscriptions: u64,
+    /// Waits to be written to it.
+    pub pending_messages: u64,
+    pub pending_bytes: u64,
+    pub traffic: BusTraffic,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusAccount {
+    pub account: String,
+    pub connections: u64,
+    pub subscriptions: u64,
+    pub traffic: BusTraffic,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusPrefix {
+    /// Such as `project.<id>` or `_INBOX`.
+    pub prefix: String,
+    pub traffic: BusTraffic,
+}
