@@ -15,6 +15,7 @@ use atoll_contract::{
         AccountView, ApiKeyReply, ApiKeyRequest, ApiKeyView, ConnectReply, CreateProject, Health, HostPatch, JoinTokenReply,
         JoinTokenRequest, LoginReply, LoginRequest, ProjectAccepted, ProjectList, SetupRequest,
     },
+    bus::{BusAccount, BusConnection, BusPrefix, BusReport, BusTraffic},
     claims::{ConnectClaims, Jwk, Jwks},
     command::{Command, CommandReply, Verb},
     files::{FileEntry, FileKind, FileList},
@@ -26,7 +27,7 @@ use atoll_contract::{
     operation::{OperationKind, OperationStatus, OperationView, Progress, Step},
     placement::{Candidate, Placement, PlacementRequest, Refusal, Requirements, Score},
     project::{Intent, Limits, ObservedProject, ObservedState, ProjectSpec, ProjectView},
-    subject::{GrantReply, Permissions},
+    subject::{GrantReply, Mapping, Permissions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -504,5 +505,43 @@ fn claims_and_subjects() {
         .add("GrantReply ok", GrantReply::Ok { project: id(3), expires_at: time() })
         .add("GrantReply error", GrantReply::Error(Error::new(ErrorCode::Unauthenticated, "No.")))
         .add("Permissions", Permissions { publish: vec!["a.>".into()], subscribe: vec!["b.*".into()], ..Permissions::default() })
+        .add(
+            "Permissions with all",
+            Permissions {
+                responses: true,
+                mappings: vec![Mapping { pattern: "c.>".into(), prefix: "d.e".into() }],
+                ..Permissions::default()
+            },
+        )
         .check("claims");
+}
+
+#[test]
+fn bus() {
+    let traffic = BusTraffic { in_messages: 1, in_bytes: 2, out_messages: 3, out_bytes: 4 };
+    let connection = BusConnection {
+        id: 7,
+        name: "client".into(),
+        peer: "127.0.0.1:4000".into(),
+        account: Some("ada".into()),
+        grants: vec!["session.1".into()],
+        subscriptions: 2,
+        pending_messages: 0,
+        pending_bytes: 0,
+        traffic,
+    };
+    let report = BusReport {
+        at: time(),
+        server_id: "ID".into(),
+        connections: 1,
+        subscriptions: 2,
+        slow_consumers: 0,
+        memory_used: 65_536,
+        memory_limit: 1 << 30,
+        traffic,
+        by_connection: vec![connection],
+        by_account: vec![BusAccount { account: "ada".into(), connections: 1, subscriptions: 2, traffic }],
+        by_prefix: vec![BusPrefix { prefix: "project.7".into(), traffic }],
+    };
+    Golden::default().add("BusReport", report).check("bus");
 }

@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     BoxFuture, Conn, Message, Subscription, Unsubscribe,
+    budget::Budget,
     client_task::{self, ClientTask},
     inlet::{Inlet, Replies},
     local::{invalid_subject, no_responders, not_503, timed_out, too_large, too_many_requests},
@@ -161,7 +162,8 @@ struct Pinged {
 
 impl Shared {
     fn new(options: Options) -> Self {
-        let out = Outbound::new(options.pending_bytes.max(client_task::MAX_PAYLOAD_BEFORE_INFO + LINES), PENDING_MESSAGES);
+        let out =
+            Outbound::new(options.pending_bytes.max(client_task::MAX_PAYLOAD_BEFORE_INFO + LINES), PENDING_MESSAGES, &Budget::unlimited());
         Self {
             out,
             max_payload: AtomicUsize::new(client_task::MAX_PAYLOAD_BEFORE_INFO),
@@ -385,7 +387,7 @@ impl Conn for WireClient {
     fn subscribe<'a>(&'a self, subject: &'a str, queue: Option<&'a str>) -> BoxFuture<'a, Result<Subscription, Error>> {
         Box::pin(async move {
             let options = &self.shared.options;
-            let (inlet, messages) = Inlet::new(options.subscription_messages, options.subscription_bytes);
+            let (inlet, messages) = Inlet::new(options.subscription_messages, options.subscription_bytes, &Budget::unlimited());
             let sid = self.shared.subscribe(subject, queue, ClientSink::Inlet(inlet)).await?;
             let shared: Weak<Shared> = Arc::downgrade(&self.shared);
             let undo = Unsubscribe::new(move || {

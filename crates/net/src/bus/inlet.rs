@@ -2,13 +2,17 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use atoll_contract::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Message, outbound::Pushed};
+use super::{
+    Message,
+    budget::{Budget, Share},
+    outbound::Pushed,
+};
 
 /// The feeding end of a [`Subscription`](super::Subscription), bounded in messages and in bytes.
 ///
@@ -26,12 +30,15 @@ struct State {
     /// Sizes of what is queued, oldest first. The channel doesn't say what was read, but it is read in order, so the count tells.
     sizes: VecDeque<usize>,
     bytes: usize,
+    /// What its bytes have of the router's memory.
+    share: Share,
 }
 
 impl Inlet {
-    pub(crate) fn new(max_messages: usize, max_bytes: usize) -> (Self, mpsc::Receiver<Message>) {
+    pub(crate) fn new(max_messages: usize, max_bytes: usize, budget: &Arc<Budget>) -> (Self, mpsc::Receiver<Message>) {
         let (sender, receiver) = mpsc::channel(max_messages.max(1));
-        (Self { state: Mutex::new(State { sender: Some(sender), sizes: VecDeque::new(), bytes: 0 }), max_bytes }, receiver)
+        let state = State { sender: Some(sender), sizes: VecDeque::new(), bytes: 0, share: Share::new(budget) };
+        (Self { state: Mutex::new(state), max_bytes }, receiver)
     }
 
     pub(crate) fn push(&self, message: Message) -> Pushed {
@@ -42,7 +49,9 @@ impl Inlet {
             state.bytes -= state.sizes.pop_front().unwrap_or(0);
         }
         let size = size(&message);
-        if free == 0 || state.bytes + size > self.max_bytes.max(size) {
+        let bytes = state.bytes + size;
+        state.share.shrink(bytes);
+        if free == 0 || bytes > self.max_bytes.max(size) || !state.share.grow(bytes) {
             state.sender = None;
             return Pushed::Full;
         }
@@ -132,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_falls_behind_loses_the_subscription_not_messages_in_between() {
-        let (inlet, mut receiver) = Inlet::new(4, 1 << 20);
+        let (inlet, mut receiver) = Inlet::new(4, 1 << 20, &Budget::unlimited());
         let pushed: Vec<_> = (0..6u8).map(|n| inlet.push(Message::new("a", vec![n]))).collect();
         assert_eq!(pushed, [Pushed::Done, Pushed::Done, Pushed::Crowded, Pushed::Crowded, Pushed::Full, Pushed::Closed]);
         for n in 0..4 {
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_freed_by_reading() {
-        let (inlet, mut receiver) = Inlet::new(1000, 10_000);
+        let (inlet, mut receiver) = Inlet::new(1000, 10_000, &Budget::unlimited());
         for _ in 0..100 {
             assert_ne!(inlet.push(Message::new("a", vec![0; 4000])), Pushed::Full);
             assert_ne!(inlet.push(Message::new("a", vec![0; 4000])), Pushed::Full);
@@ -156,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_gone_is_noticed() {
-        let (inlet, receiver) = Inlet::new(4, 1000);
+        let (inlet, receiver) = Inlet::new(4, 1000, &Budget::unlimited());
         drop(receiver);
         assert_eq!(inlet.push(Message::new("a", "")), Pushed::Closed);
     }

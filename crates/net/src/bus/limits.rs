@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// What one router allows. The memory of the whole bus is bounded by `connections` × (`pending_bytes` + `max_payload` + `max_control_line`) and
-/// `subscriptions`; the defaults are far above what a host needs, and a single connection can't reach them for all.
+/// What one router allows. All that waits, to be written or to become a whole message, is bounded by `memory` and 128 KiB more for each connection;
+/// what subscriptions take is bounded by their number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BusLimits {
     /// Bytes of one message: headers and payload together. nats-server's default is the same 1 MiB.
@@ -14,12 +14,17 @@ pub struct BusLimits {
     pub pending_bytes: usize,
     /// Messages that wait likewise.
     pub pending_messages: usize,
+    /// Bytes that wait in all queues and buffers together, beyond the first 64 KiB of each. A receiver whose queue would need more is a slow
+    /// consumer; a publisher whose message would isn't read until there is room, for `write_timeout` at the longest.
+    pub memory: usize,
     /// Subscriptions of one connection.
     pub subscriptions_per_connection: usize,
     /// Subscriptions of all connections together.
     pub subscriptions: usize,
     /// Connections over a wire at once; those in process are the server's own and not counted.
     pub connections: usize,
+    /// Connections over a wire whose grants name the same account.
+    pub connections_per_account: usize,
     /// Tokens in a subject: bounds the depth of the trie.
     pub subject_tokens: usize,
     /// Grants that one connection may hold.
@@ -47,9 +52,11 @@ impl Default for BusLimits {
             max_control_line: 4096,
             pending_bytes: 8 << 20,
             pending_messages: 256 << 10,
+            memory: 1 << 30,
             subscriptions_per_connection: 10_000,
             subscriptions: 1_000_000,
             connections: 10_000,
+            connections_per_account: 256,
             subject_tokens: 64,
             grants_per_connection: 256,
             connect_timeout: Duration::from_secs(5),

@@ -14,6 +14,7 @@ use super::{
     rights::Rights,
     router::{Hand, Router, stall},
     session::{Publication, Sink, Sub},
+    stats::Tally,
     subject,
     wire::{check_headers, encode_headers},
 };
@@ -24,11 +25,18 @@ pub(crate) struct LocalConn {
     router: Arc<Router>,
     name: String,
     rights: Rights,
-    memory: Mutex<(Cache, Hand)>,
+    memory: Mutex<Memory>,
     replies: Arc<Replies>,
     /// All of its reply inboxes are one token below this.
     inbox: String,
     inbox_sub: Arc<Sub>,
+}
+
+/// What is used while a message is handed over.
+struct Memory {
+    cache: Cache,
+    hand: Hand,
+    tally: Tally,
 }
 
 impl LocalConn {
@@ -39,7 +47,7 @@ impl LocalConn {
         if !router.insert(&inbox_sub) {
             tracing::error!(name, "the bus has too many subscriptions; this connection can't receive replies");
         }
-        let memory = Mutex::new((Cache::default(), router.hand()));
+        let memory = Mutex::new(Memory { cache: Cache::default(), hand: router.hand(), tally: Tally::default() });
         Self { router: router.clone(), name: name.into(), rights, memory, replies, inbox, inbox_sub }
     }
 
@@ -54,8 +62,7 @@ impl LocalConn {
         if let Some(reply) = message.reply.as_deref().filter(|_| !own_reply) {
             self.check_reply(reply)?;
         }
-        let (count, crowd) = self.hand_over(&message, &headers)?;
-        self.router.count_in(1, size as u64);
+        let (count, crowd) = self.hand_over(&message, &headers, size)?;
         if let Some(crowd) = crowd {
             stall(crowd, self.router.limits.stall).await;
         }
@@ -69,9 +76,9 @@ impl LocalConn {
         if self.rights.may_ask_reply(reply) { Ok(()) } else { Err(self.forbidden("ask for replies at", reply)) }
     }
 
-    fn hand_over(&self, message: &Message, headers: &[u8]) -> Result<(usize, Option<Arc<Sub>>), Error> {
+    fn hand_over(&self, message: &Message, headers: &[u8], size: usize) -> Result<(usize, Option<Arc<Sub>>), Error> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cache, hand) = &mut *memory;
+        let Memory { cache, hand, tally } = &mut *memory;
         cache.at(self.router.generation());
         let found = match cache.get(message.subject.as_bytes()) {
             Some(_) => cache.get(message.subject.as_bytes()),
@@ -89,6 +96,8 @@ impl LocalConn {
             ..Publication::new(&message.subject, message.reply.as_deref(), headers, &message.payload)
         };
         let count = self.router.publish(&found.matched, &publication, hand, None);
+        tally.count(&found.prefix, size, count);
+        self.router.stats.traffic.add(&tally.take());
         hand.wakers.wake();
         Ok((count, hand.crowd.take()))
     }
@@ -102,7 +111,7 @@ impl LocalConn {
             Verdict::Refused
         };
         let matched = if verdict == Verdict::Allowed { Arc::new(self.router.find(subject)) } else { Arc::default() };
-        Found { subject: subject.clone(), mapped: None, verdict, matched }
+        Found { subject: subject.clone(), mapped: None, prefix: self.router.stats.prefix(subject), verdict, matched }
     }
 
     fn forbidden(&self, verb: &str, subject: &str) -> Error {
@@ -117,7 +126,7 @@ impl LocalConn {
         if !self.rights.may_subscribe(pattern) {
             return Err(self.forbidden("subscribe to", pattern));
         }
-        let (inlet, messages) = Inlet::new(limits.pending_messages, limits.pending_bytes);
+        let (inlet, messages) = Inlet::new(limits.pending_messages, limits.pending_bytes, &self.router.budget);
         let sub = Arc::new(Sub::new(pattern, queue, Sink::Local(inlet)));
         if !self.router.insert(&sub) {
             return Err(Error::new(ErrorCode::LimitExceeded, "The bus has as many subscriptions as it may."));

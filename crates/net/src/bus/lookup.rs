@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     session::Sub,
+    stats::Traffic,
     trie::{Leaf, Trie},
 };
 
@@ -109,6 +110,8 @@ pub(crate) struct Found {
     pub subject: Arc<str>,
     /// As it enters the bus, if that is another; see [`Mapping`](atoll_contract::subject::Mapping).
     pub mapped: Option<Arc<str>>,
+    /// Where messages to it are counted.
+    pub prefix: Arc<Traffic>,
     pub verdict: Verdict,
     pub matched: Arc<Matched>,
 }
@@ -234,7 +237,13 @@ mod tests {
     fn the_cache_is_bounded_and_forgets_with_the_generation() {
         let mut cache = Cache::default();
         cache.at(1);
-        let found = |n: usize| Found { subject: format!("s.{n}").into(), mapped: None, verdict: Verdict::Allowed, matched: Arc::default() };
+        let found = |n: usize| Found {
+            subject: format!("s.{n}").into(),
+            mapped: None,
+            prefix: Arc::default(),
+            verdict: Verdict::Allowed,
+            matched: Arc::default(),
+        };
         (0..10_000).for_each(|n| {
             cache.put(found(n));
         });

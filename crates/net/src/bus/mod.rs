@@ -6,6 +6,7 @@ use atoll_contract::{Error, ErrorCode};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+mod budget;
 pub mod client;
 mod client_task;
 mod inlet;
@@ -20,6 +21,7 @@ mod rights;
 mod router;
 mod server;
 mod session;
+mod stats;
 pub mod stock;
 mod subject;
 mod trie;

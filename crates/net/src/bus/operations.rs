@@ -8,7 +8,7 @@ use std::{
 use atoll_contract::{
     Error, ErrorCode, Timestamp,
     agent::Reply,
-    subject::{BUS_PING, GRANT_ADD, GrantReply},
+    subject::{BUS_PING, BUS_STATS, GRANT_ADD, GrantReply},
 };
 use bytes::Bytes;
 
@@ -26,15 +26,13 @@ impl Connection {
     pub(super) fn operation(&mut self, op: ClientOp<'_>, frame: Option<&Bytes>) -> Result<(), Goodbye> {
         if !self.connected && !matches!(op, ClientOp::Connect(_)) {
             if self.auth.required() {
-                return Err(Goodbye(AUTHORIZATION_VIOLATION));
+                return Err(Goodbye(AUTHORIZATION_VIOLATION)); // the parser stops there, too; this is the gate
             }
             self.authenticate(Credentials { nonce: self.nonce.clone(), ..Credentials::default() })?;
             self.verbose = true; // as nats-server takes a client that says nothing
         }
         match op {
             ClientOp::Publish(publish) => {
-                self.in_messages += 1;
-                self.in_bytes += (publish.headers.len() + publish.payload.len()) as u64;
                 if !self.publish(&publish, frame)? {
                     return Ok(());
                 }
@@ -51,6 +49,7 @@ impl Connection {
                 self.say(b"PONG\r\n");
                 return Ok(());
             }
+            ClientOp::Early => return Err(Goodbye(AUTHORIZATION_VIOLATION)),
             ClientOp::Pong | ClientOp::Ok => return Ok(()), // that something came has been noted for the batch
         }
         if self.verbose {
@@ -82,7 +81,10 @@ impl Connection {
     fn authenticate(&mut self, credentials: Credentials) -> Result<(), Goodbye> {
         let now = self.router.clock.now();
         let grants = match self.auth.connect(&credentials) {
-            Ok(grants) => Grants::new(grants, self.router.limits.grants_per_connection),
+            Ok(grants) => {
+                self.count_for(&grants)?;
+                Grants::new(grants, self.router.limits.grants_per_connection)
+            }
             Err(error) => {
                 tracing::info!(connection = self.session.id, peer = %self.session.peer, %error, "the bus refuses a client");
                 return Err(Goodbye(AUTHORIZATION_VIOLATION));
@@ -93,8 +95,18 @@ impl Connection {
             held.expire(now);
         });
         self.connected = true;
+        self.parser.only_connect(false);
         self.reload();
         if self.session.held().grants.is_empty() { Err(Goodbye(AUTHORIZATION_VIOLATION)) } else { Ok(()) }
+    }
+
+    /// Counts the connection for the account that its grants name.
+    fn count_for(&self, grants: &[Grant]) -> Result<(), Goodbye> {
+        let Some(name) = grants.iter().find_map(|grant| grant.account.as_deref()) else { return Ok(()) };
+        let at_most = self.router.limits.connections_per_account;
+        let account = self.router.stats.join(name, at_most).ok_or(Goodbye("maximum account active connections exceeded"))?;
+        let _ = self.session.account.set(account); // a connection authenticates once
+        Ok(())
     }
 
     /// Publishes, or says why not. Whether the operation succeeded.
@@ -129,6 +141,7 @@ impl Connection {
         let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse_subject()) };
         let publication = Publication::new(found.mapped.as_ref().unwrap_or(&found.subject), reply, publish.headers, publish.payload);
         match found.verdict {
+            Verdict::Allowed if &*found.subject == BUS_STATS => return Ok(self.tell_stats(reply)),
             Verdict::Allowed => {}
             Verdict::Invalid => return Ok(self.refuse_subject()),
             Verdict::Refused if &*found.subject == GRANT_ADD => return Ok(self.add_grant(reply, publish.payload)),
@@ -136,7 +149,8 @@ impl Connection {
             // an answer: allowed because it was asked for, which no cache may remember
             Verdict::Refused if self.rights.responses && self.session.may_respond(&found.subject) => {
                 let matched = self.router.find(&found.subject);
-                self.router.publish(&matched, &publication, &mut self.hand, None);
+                let count = self.router.publish(&matched, &publication, &mut self.hand, None);
+                self.tally.count(&found.prefix, publish.size(), count);
                 return Ok(true);
             }
             Verdict::Refused => {
@@ -150,6 +164,7 @@ impl Connection {
         }
         let except = (!self.session.echo.load(Ordering::Relaxed)).then_some(self.session.id);
         let count = self.router.publish(&found.matched, &publication, &mut self.hand, except);
+        self.tally.count(&found.prefix, publish.size(), count);
         if count == 0 && reply.is_some() && self.tell_no_responders {
             self.answer(reply, NO_RESPONDERS, &[]);
         }
@@ -175,7 +190,8 @@ impl Connection {
             Verdict::Allowed => Arc::new(self.router.find(mapped.as_deref().unwrap_or(&text))),
             Verdict::Refused | Verdict::Invalid => Arc::default(),
         };
-        Found { subject: text.into(), mapped, verdict, matched }
+        let prefix = self.router.stats.prefix(mapped.as_deref().unwrap_or(&text));
+        Found { subject: text.into(), mapped, prefix, verdict, matched }
     }
 
     fn subscribe(&mut self, pattern: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), String> {
@@ -234,6 +250,12 @@ impl Connection {
             _ => Reply::Error(Error::new(ErrorCode::Forbidden, "This connection may not subscribe to that subject.")),
         };
         self.answer_json(reply, &answer)
+    }
+
+    /// The answer to [`BUS_STATS`].
+    fn tell_stats(&mut self, reply: Option<&str>) -> bool {
+        let report = self.router.report();
+        self.answer_json(reply, &report)
     }
 
     fn answer_json(&mut self, reply: Option<&str>, answer: &impl serde::Serialize) -> bool {

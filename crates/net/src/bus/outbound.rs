@@ -5,14 +5,17 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use super::wire::put_number;
+use super::{
+    budget::{Budget, Share},
+    wire::put_number,
+};
 
 /// Small things are copied together into pieces of this size, so that one write carries many messages.
 const PIECE: usize = 64 << 10;
@@ -31,8 +34,10 @@ pub(crate) struct Outbound {
     max_messages: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
+    /// What its bytes have of the router's memory.
+    share: Share,
     full: VecDeque<Piece>,
     /// Always ends with a whole message while the lock isn't held.
     tail: BytesMut,
@@ -60,10 +65,11 @@ struct Piece {
     whole: bool,
 }
 
-/// What has been handed to the writer since the last look at it.
-#[derive(Debug, Clone, Copy, Default)]
+/// What has been handed to the writer so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Written {
     pub messages: u64,
+    /// Of headers and payloads.
     pub bytes: u64,
 }
 
@@ -123,8 +129,8 @@ pub(crate) struct Frame<'a> {
 }
 
 impl Outbound {
-    pub(crate) fn new(max_bytes: usize, max_messages: usize) -> Self {
-        Self { queue: Mutex::default(), drained: Notify::new(), max_bytes, max_messages }
+    pub(crate) fn new(max_bytes: usize, max_messages: usize, budget: &Arc<Budget>) -> Self {
+        Self { queue: Mutex::new(Queue::new(Share::new(budget))), drained: Notify::new(), max_bytes, max_messages }
     }
 
     /// Queues one message, whole or not at all.
@@ -135,7 +141,8 @@ impl Outbound {
         if queue.ending != Ending::Open {
             return Pushed::Closed;
         }
-        if queue.bytes + size > self.max_bytes || queue.messages + 1 > self.max_messages {
+        let bytes = queue.bytes + size;
+        if bytes > self.max_bytes || queue.messages + 1 > self.max_messages || !queue.share.grow(bytes) {
             queue.crowded = true;
             return Pushed::Full;
         }
@@ -154,7 +161,8 @@ impl Outbound {
         if queue.ending != Ending::Open {
             return true;
         }
-        if queue.bytes + line.len() > self.max_bytes {
+        let bytes = queue.bytes + line.len();
+        if bytes > self.max_bytes || !queue.share.grow(bytes) {
             return false;
         }
         queue.put_small(line);
@@ -189,6 +197,8 @@ impl Outbound {
                 queue.tail_messages = 0;
                 queue.bytes = queue.taken_bytes;
                 queue.messages = queue.taken_messages;
+                let bytes = queue.bytes;
+                queue.share.shrink(bytes);
             }
             queue.put_small(last_words);
             queue.ending = ending;
@@ -216,6 +226,8 @@ impl Outbound {
         let mut queue = self.lock();
         queue.bytes -= std::mem::take(&mut queue.taken_bytes);
         queue.messages -= std::mem::take(&mut queue.taken_messages);
+        let bytes = queue.bytes;
+        queue.share.shrink(bytes);
         if queue.crowded && queue.bytes <= self.max_bytes / 4 && queue.messages <= self.max_messages / 4 {
             queue.crowded = false;
             self.drained.notify_waiters();
@@ -254,9 +266,9 @@ impl Outbound {
         }
     }
 
-    /// What has been handed to the writer since this was last asked.
+    /// What has been taken in so far, thrown away or not.
     pub(crate) fn written(&self) -> Written {
-        std::mem::take(&mut self.lock().out)
+        self.lock().out
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -275,6 +287,23 @@ pub(crate) enum Taken {
 }
 
 impl Queue {
+    fn new(share: Share) -> Self {
+        Self {
+            share,
+            full: VecDeque::new(),
+            tail: BytesMut::new(),
+            tail_messages: 0,
+            bytes: 0,
+            messages: 0,
+            taken_bytes: 0,
+            taken_messages: 0,
+            ending: Ending::Open,
+            crowded: false,
+            waker: None,
+            out: Written::default(),
+        }
+    }
+
     fn put(&mut self, frame: &Frame<'_>) {
         let name = if frame.headers.is_empty() { frame.plain } else { frame.headed };
         let before = self.tail.len();
@@ -301,6 +330,7 @@ impl Queue {
         self.count(before);
         self.messages += 1;
         self.out.messages += 1;
+        self.out.bytes += (frame.headers.len() + frame.payload.len()) as u64;
         match frame.shared {
             Some(shared) if shared.len() >= COPY_BELOW => {
                 self.seal(false);
@@ -320,7 +350,6 @@ impl Queue {
 
     fn put_piece(&mut self, bytes: Bytes, whole: bool) {
         self.bytes += bytes.len();
-        self.out.bytes += bytes.len() as u64;
         self.full.push_back(Piece { bytes, messages: usize::from(whole), whole });
     }
 
@@ -333,7 +362,6 @@ impl Queue {
     fn count(&mut self, before: usize) {
         let more = self.tail.len() - before;
         self.bytes += more;
-        self.out.bytes += more as u64;
     }
 
     /// Grows the tail by doubling, but never beyond a piece for the sake of growth.
@@ -389,7 +417,7 @@ mod tests {
 
     #[test]
     fn frames_come_out_as_they_went_in() {
-        let outbound = Outbound::new(1 << 20, 100);
+        let outbound = Outbound::new(1 << 20, 100, &Budget::unlimited());
         let mut wakers = Wakers::default();
         let big = Bytes::from(vec![b'x'; 5000]);
         outbound.push(&frame(b"hi", None), &mut wakers);
@@ -404,18 +432,18 @@ mod tests {
         assert_eq!(take(&outbound), (Taken::Nothing, vec![]));
         assert_eq!(outbound.pending(), (0, 0));
         let written = outbound.written();
-        assert_eq!((written.messages, written.bytes), (3, expected.len() as u64));
+        assert_eq!((written.messages, written.bytes), (3, 2 + 5000 + 12 + 2));
     }
 
     #[test]
     fn full_is_full_in_bytes_and_in_messages() {
         let mut wakers = Wakers::default();
-        let outbound = Outbound::new(1000, 10);
+        let outbound = Outbound::new(1000, 10, &Budget::unlimited());
         let pushed: Vec<_> = (0..11).map(|_| outbound.push(&frame(b"", None), &mut wakers)).collect();
         assert_eq!(pushed[..5], [Pushed::Done; 5]);
         assert_eq!(pushed[5..10], [Pushed::Crowded; 5]);
         assert_eq!(pushed[10], Pushed::Full);
-        let outbound = Outbound::new(1000, 10);
+        let outbound = Outbound::new(1000, 10, &Budget::unlimited());
         assert_eq!(outbound.push(&frame(&[0; 1000], None), &mut wakers), Pushed::Full);
         assert_eq!(outbound.pending(), (0, 0));
         assert!(!outbound.push_line(&[b'x'; 1001], &mut wakers));
@@ -424,7 +452,7 @@ mod tests {
     #[test]
     fn a_cut_keeps_whole_messages_and_ends_with_the_last_words() {
         let mut wakers = Wakers::default();
-        let outbound = Outbound::new(1000, 10);
+        let outbound = Outbound::new(1000, 10, &Budget::unlimited());
         outbound.push(&frame(b"1", None), &mut wakers);
         let (_, first) = take(&outbound);
         outbound.push(&frame(b"2", None), &mut wakers);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use atoll_contract::subject::Permissions;
+use atoll_contract::{bus::BusTraffic, subject::Permissions};
 use axum::extract::ws::WebSocket;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Authenticator, Conn,
+    budget::Budget,
     limits::BusLimits,
     local::LocalConn,
     lookup::{Dice, Matched, Subs},
@@ -32,6 +33,7 @@ use super::{
     rights::Rights,
     server,
     session::{Delivery, Publication, Session, Sink, Sub},
+    stats::Stats,
     trie::Trie,
     websocket::Frames,
 };
@@ -49,19 +51,11 @@ pub struct Router {
     next_id: AtomicU64,
     subscriptions: AtomicUsize,
     draining: AtomicBool,
-    counts: Counts,
+    pub(crate) stats: Stats,
+    pub(crate) budget: Arc<Budget>,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    in_messages: AtomicU64,
-    in_bytes: AtomicU64,
-    out_messages: AtomicU64,
-    out_bytes: AtomicU64,
-    slow_consumers: AtomicU64,
-}
-
-/// What is there now, and counts since the router began. Bytes in are those of headers and payloads; bytes out also those of the protocol.
+/// What is there now, and counts since the router began. Bytes are those of headers and payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BusStats {
     /// Over a wire; those in process aren't counted.
@@ -96,6 +90,7 @@ impl Router {
         let limits =
             BusLimits { pending_bytes: limits.pending_bytes.max(least), pending_messages: limits.pending_messages.max(2), ..limits };
         Arc::new(Self {
+            budget: Budget::new(limits.memory),
             server_id: random_text(&*clock).to_uppercase(),
             limits,
             clock,
@@ -105,7 +100,7 @@ impl Router {
             next_id: AtomicU64::new(1),
             subscriptions: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            counts: Counts::default(),
+            stats: Stats::default(),
         })
     }
 
@@ -189,19 +184,15 @@ impl Router {
     }
 
     pub fn stats(&self) -> BusStats {
-        let sessions = self.all();
-        for session in &sessions {
-            self.count_out(session);
-        }
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let BusTraffic { in_messages, in_bytes, out_messages, out_bytes } = self.stats.traffic.view();
         BusStats {
-            connections: sessions.len() as u64,
+            connections: self.sessions().len() as u64,
             subscriptions: self.subscriptions.load(Ordering::Relaxed) as u64,
-            in_messages: get(&self.counts.in_messages),
-            in_bytes: get(&self.counts.in_bytes),
-            out_messages: get(&self.counts.out_messages),
-            out_bytes: get(&self.counts.out_bytes),
-            slow_consumers: get(&self.counts.slow_consumers),
+            in_messages,
+            in_bytes,
+            out_messages,
+            out_bytes,
+            slow_consumers: self.stats.slow_consumers.load(Ordering::Relaxed),
         }
     }
 
@@ -258,7 +249,7 @@ impl Router {
             return Err("maximum connections exceeded");
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let out = Outbound::new(self.limits.pending_bytes, self.limits.pending_messages);
+        let out = Outbound::new(self.limits.pending_bytes, self.limits.pending_messages, &self.budget);
         let session = Arc::new(Session::new(id, peer, out));
         sessions.insert(id, session.clone());
         Ok(session)
@@ -269,7 +260,9 @@ impl Router {
         self.sessions().remove(&session.id);
         self.end_subscriptions(session);
         session.out.kill();
-        self.count_out(session);
+        if let Some(account) = session.account.get() {
+            account.left(&session.traffic());
+        }
     }
 
     pub(crate) fn end_subscriptions(&self, session: &Session) {
@@ -387,7 +380,7 @@ impl Router {
 
     /// Drops who can't keep up: the connection if it is on a wire, else the subscription.
     fn slow(&self, sub: &Arc<Sub>) {
-        self.counts.slow_consumers.fetch_add(1, Ordering::Relaxed);
+        self.count_slow();
         match sub.session() {
             Some(session) => session.cut(),
             None => {
@@ -398,18 +391,7 @@ impl Router {
     }
 
     pub(crate) fn count_slow(&self) {
-        self.counts.slow_consumers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn count_in(&self, messages: u64, bytes: u64) {
-        self.counts.in_messages.fetch_add(messages, Ordering::Relaxed);
-        self.counts.in_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn count_out(&self, session: &Session) {
-        let written = session.out.written();
-        self.counts.out_messages.fetch_add(written.messages, Ordering::Relaxed);
-        self.counts.out_bytes.fetch_add(written.bytes, Ordering::Relaxed);
+        self.stats.slow_consumers.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What a publisher needs at hand, with dice of its own.
@@ -419,7 +401,7 @@ impl Router {
         Hand { dice: Dice::new(u64::from_le_bytes(seed)), wakers: Wakers::default(), crowd: None }
     }
 
-    fn all(&self) -> Vec<Arc<Session>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
         self.sessions().values().cloned().collect()
     }
 

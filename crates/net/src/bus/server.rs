@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use atoll_contract::Timestamp;
+use atoll_contract::{Timestamp, bus::BusTraffic};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::Instant;
@@ -10,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Authenticator, BoxFuture,
+    budget::{Budget, Share},
     lookup::Cache,
     outbound::Outbound,
     pump::{Event, Pump, Transport},
     rights::Rights,
     router::{Hand, Router, stall},
     session::Session,
+    stats::Tally,
     wire::{ClientParser, Info, Malformed, Step},
 };
 
@@ -37,7 +39,7 @@ pub(crate) async fn serve<T: Transport>(
             drop(attached);
         }
         Err(words) => {
-            let out = Outbound::new(1024, 1);
+            let out = Outbound::new(1024, 1, &Budget::unlimited());
             out.close(&error_line(words));
             let told = async { while !matches!(pump.next(&out, false).await, Event::Finished | Event::Failed(_)) {} };
             let _ = tokio::time::timeout(router.limits.close_timeout, told).await; // one that doesn't listen isn't told
@@ -76,8 +78,11 @@ pub(super) struct Connection {
     pub(super) cache: Cache,
     pub(super) hand: Hand,
     pub(super) next_expiry: Option<Timestamp>,
-    pub(super) in_messages: u64,
-    pub(super) in_bytes: u64,
+    pub(super) tally: Tally,
+    /// What its half-read message has of the router's memory.
+    share: Share,
+    /// Since when a message can't be read because the router's memory is used up.
+    starved_since: Option<Instant>,
     pub(super) began: Instant,
     pub(super) heard: Instant,
     pub(super) pings: u32,
@@ -92,8 +97,10 @@ impl Connection {
         let mut nonce = [0u8; 16];
         router.clock.random(&mut nonce);
         let now = Instant::now();
+        let mut parser = ClientParser::new(router.limits.max_control_line, router.limits.max_payload);
+        parser.only_connect(auth.required());
         Self {
-            parser: ClientParser::new(router.limits.max_control_line, router.limits.max_payload),
+            parser,
             nonce: URL_SAFE_NO_PAD.encode(nonce),
             connected: false,
             verbose: false,
@@ -103,8 +110,9 @@ impl Connection {
             cache: Cache::default(),
             hand: router.hand(),
             next_expiry: None,
-            in_messages: 0,
-            in_bytes: 0,
+            tally: Tally::default(),
+            share: Share::new(&router.budget),
+            starved_since: None,
             began: now,
             heard: now,
             pings: 0,
@@ -141,7 +149,10 @@ impl Connection {
                 }
                 () = async { if let Some(held_up) = &mut held_up { held_up.await } }, if held_up.is_some() => {
                     held_up = None;
-                    continue;
+                    if self.starved_since.is_none() {
+                        continue;
+                    }
+                    Event::Data // as if more had come: there may be room now
                 }
                 event = pump.next(&session.out, reading) => event,
             };
@@ -153,8 +164,7 @@ impl Connection {
                         tracing::debug!(connection = session.id, peer = %session.peer, words, "the bus closes a connection");
                         session.out.close(&error_line(words));
                     }
-                    held_up =
-                        self.hand.crowd.take().map(|crowd| Box::pin(stall(crowd, self.router.limits.stall)) as BoxFuture<'static, ()>);
+                    held_up = self.pause();
                 }
                 Event::Closing => {
                     self.router.end_subscriptions(&session);
@@ -171,6 +181,15 @@ impl Connection {
         }
     }
 
+    /// What this connection waits for before more is read from it: a receiver that is half full, or memory.
+    fn pause(&mut self) -> Option<BoxFuture<'static, ()>> {
+        let most = self.router.limits.stall;
+        match self.hand.crowd.take() {
+            Some(crowd) => Some(Box::pin(stall(crowd, most))),
+            None => self.starved_since.map(|_| Box::pin(tokio::time::sleep(most.max(SHORTEST_PAUSE))) as BoxFuture<'static, ()>),
+        }
+    }
+
     /// Processes all whole operations in the buffer.
     fn batch<T>(&mut self, pump: &mut Pump<T>) -> Result<(), Goodbye>
     where
@@ -180,9 +199,29 @@ impl Connection {
         self.see_to_rights()?;
         let mut need = 0;
         let done = self.operations(&mut pump.buffer, &mut need);
-        pump.expect(need);
-        self.router.count_in(std::mem::take(&mut self.in_messages), std::mem::take(&mut self.in_bytes));
-        done
+        let batch = self.tally.take();
+        if batch != BusTraffic::default() {
+            self.router.stats.traffic.add(&batch);
+            self.session.published.add(&BusTraffic { out_messages: 0, out_bytes: 0, ..batch });
+            if let Some(account) = self.session.account.get() {
+                account.published(&batch);
+            }
+        }
+        done?;
+        self.make_room(pump, need)
+    }
+
+    /// Makes room for what must be in the buffer before the next look at it, if the router's memory has it; else [`starved_since`](Self::starved_since)
+    /// is set, and nothing more is read.
+    fn make_room<T: Transport>(&mut self, pump: &mut Pump<T>, need: usize) -> Result<(), Goodbye> {
+        self.share.shrink(need);
+        if self.share.grow(need) {
+            self.starved_since = None;
+            pump.expect(need);
+            return Ok(());
+        }
+        let since = *self.starved_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.router.limits.write_timeout { Ok(()) } else { Err(Goodbye("maximum memory exceeded")) }
     }
 
     fn operations(&mut self, buffer: &mut BytesMut, need: &mut usize) -> Result<(), Goodbye> {
@@ -275,6 +314,8 @@ impl Connection {
 
 /// Operations from this size on are taken out of the read buffer; what is smaller is copied, since holding a piece of a buffer holds all of it.
 const APART: usize = 32 << 10;
+/// Between two looks at whether there is memory again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// The level of NATS that clients may expect; they compare numbers, and those of 2.10 know all that this bus does.
 const NATS_LEVEL: &str = "2.10.0";
 

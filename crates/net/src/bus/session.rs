@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use atoll_contract::bus::BusTraffic;
 use tokio::time::Instant;
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     inlet::{Inlet, Replies},
     outbound::{Frame, Outbound, Pushed, Wakers},
     rights::{Grants, Rights},
+    stats::{Account, Traffic},
     wire::decode_headers,
 };
 
@@ -26,6 +28,10 @@ pub(crate) struct Session {
     pub id: u64,
     pub peer: String,
     pub name: OnceLock<String>,
+    /// Whom it counts for, if its grants say.
+    pub account: OnceLock<Arc<Account>>,
+    /// What it published.
+    pub published: Traffic,
     pub out: Outbound,
     /// Whether headers may be sent to it (its CONNECT says so).
     pub headers: AtomicBool,
@@ -53,6 +59,8 @@ impl Session {
             id,
             peer,
             name: OnceLock::new(),
+            account: OnceLock::new(),
+            published: Traffic::default(),
             out,
             headers: AtomicBool::new(false),
             echo: AtomicBool::new(true),
@@ -65,6 +73,12 @@ impl Session {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it published and what it got.
+    pub(crate) fn traffic(&self) -> BusTraffic {
+        let written = self.out.written();
+        BusTraffic { out_messages: written.messages, out_bytes: written.bytes, ..self.published.view() }
     }
 
     /// Whether a message with this reply subject was delivered to it lately.

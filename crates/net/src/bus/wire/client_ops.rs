@@ -21,6 +21,8 @@ pub(crate) enum ClientOp<'a> {
     },
     Ping,
     Pong,
+    /// Something else than CONNECT from a client that has to say that first; no more of it is read.
+    Early,
     /// `+OK`, which a client may send and nobody needs.
     Ok,
 }
@@ -36,18 +38,32 @@ pub(crate) struct Publish<'a> {
     pub payload: &'a [u8],
 }
 
+impl Publish<'_> {
+    /// Bytes of headers and payload.
+    pub(crate) fn size(&self) -> usize {
+        self.headers.len() + self.payload.len()
+    }
+}
+
 /// Reads clients' operations from a growing buffer.
 #[derive(Debug)]
 pub(crate) struct ClientParser {
     max_line: usize,
     max_payload: usize,
+    /// Whether CONNECT has to come first.
+    only_connect: bool,
     /// Known from a PUB line whose payload hasn't all arrived, so that the line isn't read again at every packet.
     need: usize,
 }
 
 impl ClientParser {
     pub(crate) fn new(max_line: usize, max_payload: usize) -> Self {
-        Self { max_line, max_payload, need: 0 }
+        Self { max_line, max_payload, only_connect: false, need: 0 }
+    }
+
+    /// Whether anything but CONNECT is [`ClientOp::Early`]. Nobody unknown gets memory for a payload.
+    pub(crate) fn only_connect(&mut self, only_connect: bool) {
+        self.only_connect = only_connect;
     }
 
     /// Looks at the buffer's beginning.
@@ -62,6 +78,7 @@ impl ClientParser {
         };
         let (name, rest) = split_name(line);
         let op = match name.len() {
+            _ if self.only_connect && !name.eq_ignore_ascii_case(b"CONNECT") => ClientOp::Early,
             3 if name.eq_ignore_ascii_case(b"PUB") => return self.publish(buffer, rest, next, false),
             4 if name.eq_ignore_ascii_case(b"HPUB") => return self.publish(buffer, rest, next, true),
             3 if name.eq_ignore_ascii_case(b"SUB") => match args::<3>(rest)? {
