@@ -16,8 +16,9 @@ use super::{
     Credentials, Grant,
     lookup::{Found, Verdict},
     rights::Grants,
+    router::Hand,
     server::{Connection, Goodbye, error_line},
-    session::{Publication, Sink, Sub},
+    session::{Publication, Session, Sink, Sub},
     subject::{is_literal, is_pattern, is_queue},
     wire::{ClientOp, Connect, NO_RESPONDERS, Publish, well_formed},
 };
@@ -109,7 +110,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Publishes, or says why not. Whether the operation succeeded.
+    /// Publishes, or says why not. Whether +OK is still to be said: as in nats-server it comes before what the publication itself brings.
     fn publish(&mut self, publish: &Publish<'_>, frame: Option<&Bytes>) -> Result<bool, Goodbye> {
         if publish.with_headers {
             if !self.session.headers.load(Ordering::Relaxed) {
@@ -149,9 +150,10 @@ impl Connection {
             // an answer: allowed because it was asked for, which no cache may remember
             Verdict::Refused if self.rights.responses && self.session.may_respond(&found.subject) => {
                 let matched = self.router.find(&found.subject);
+                accept(self.verbose, &self.session, &mut self.hand);
                 let count = self.router.publish(&matched, &publication, &mut self.hand, None);
                 self.tally.count(&found.prefix, publish.size(), count);
-                return Ok(true);
+                return Ok(false);
             }
             Verdict::Refused => {
                 let words = format!("Permissions Violation for Publish to {:?}", found.subject);
@@ -163,12 +165,13 @@ impl Connection {
             let _ = publication.shared.set(frame.slice_ref(publish.payload)); // it is new and empty
         }
         let except = (!self.session.echo.load(Ordering::Relaxed)).then_some(self.session.id);
+        accept(self.verbose, &self.session, &mut self.hand);
         let count = self.router.publish(&found.matched, &publication, &mut self.hand, except);
         self.tally.count(&found.prefix, publish.size(), count);
         if count == 0 && reply.is_some() && self.tell_no_responders {
             self.answer(reply, NO_RESPONDERS, &[]);
         }
-        Ok(true)
+        Ok(false)
     }
 
     fn refuse_subject(&mut self) -> bool {
@@ -323,6 +326,14 @@ impl Connection {
         self.session.answers.store(self.rights.responses, Ordering::Relaxed);
         self.cache.clear();
         self.retime = true;
+    }
+}
+
+/// Says +OK to who wants it, while the publication that it is for is being worked on.
+fn accept(verbose: bool, session: &Session, hand: &mut Hand) {
+    if verbose {
+        // a queue that can't take even this can't take the next line of the connection's own either, which ends it
+        session.out.push_line(b"+OK\r\n", &mut hand.wakers);
     }
 }
 
