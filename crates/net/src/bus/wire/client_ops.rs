@@ -88,7 +88,8 @@ impl ClientParser {
             },
             5 if name.eq_ignore_ascii_case(b"UNSUB") => match args::<2>(rest)? {
                 ([sid, _], 1) => ClientOp::Unsubscribe { sid, max: None },
-                ([sid, max], 2) => ClientOp::Unsubscribe { sid, max: Some(number(max)?) },
+                // as nats-server: what isn't a number counts as none
+                ([sid, max], 2) => ClientOp::Unsubscribe { sid, max: number(max).ok() },
                 _ => return Err(Malformed::Operation),
             },
             4 if name.eq_ignore_ascii_case(b"PING") => ClientOp::Ping,
@@ -110,8 +111,9 @@ impl ClientParser {
             _ => return Err(Malformed::Operation),
         };
         let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
-            self.need = next + total + 2;
-            return Ok(Step::Need(self.need));
+            // looked at again as soon as the end's first byte is there, so that a wrong one is told at once
+            self.need = (next + total + 1).max(buffer.len() + 1);
+            return Ok(Step::Need(next + total + 2));
         };
         let op = ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
         Ok(Step::Op { op, consumed: next + total + 2 })
@@ -189,6 +191,8 @@ mod tests {
         assert_eq!(one("SUB a q x9\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a", queue: Some(b"q"), sid: b"x9" })]);
         assert_eq!(one("UNSUB 1\r\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: None })]);
         assert_eq!(one("unsub 1 5\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: Some(5) })]);
+        assert_eq!(one("unsub 1 -5\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: None })]);
+        assert_eq!(one("sub a\r1\r\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a", queue: None, sid: b"1" })]);
         assert_eq!(one("ping\r\nPONG\r\n+ok\r\n"), ["Ping", "Pong", "Ok"]);
     }
 
@@ -210,6 +214,7 @@ mod tests {
             ("PUB a 99999999999999999999\r\n", unknown),
             ("PUB a 2\r\nhiXX", unknown),
             ("PUB a 2\r\nhi\nX", unknown),
+            ("PUB a 2\r\nhix", unknown),
             ("PUB a 33\r\n", "Maximum Payload Violation"),
             ("HPUB a 1\r\n", unknown),
             ("HPUB a 3 2\r\n", unknown),
@@ -217,7 +222,6 @@ mod tests {
             ("SUB\r\n", unknown),
             ("SUB a b c d\r\n", unknown),
             ("UNSUB\r\n", unknown),
-            ("UNSUB 1 x\r\n", unknown),
             ("UNSUB 1 2 3\r\n", unknown),
             ("INFO {}\r\n", unknown),
             ("MSG a 1 0\r\n\r\n", unknown),
