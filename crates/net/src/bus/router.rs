@@ -351,7 +351,8 @@ impl Router {
     pub(crate) fn answer(&self, session: &Arc<Session>, publication: &Publication<'_>, hand: &mut Hand) {
         let found = self.find(publication.subject);
         let mine = |sub: &&Arc<Sub>| sub.session().is_some_and(|owner| Arc::ptr_eq(owner, session));
-        if let Some(sub) = found.plain.iter().chain(found.groups.iter().flatten()).find(mine) {
+        // as nats-server: not through a queue group
+        if let Some(sub) = found.plain.iter().find(mine) {
             self.deliver(sub, publication, hand, None);
         }
     }
