@@ -60,9 +60,25 @@ impl Connection {
     }
 
     fn connect(&mut self, json: &[u8]) -> Result<(), Goodbye> {
-        let Ok(connect) = serde_json::from_slice::<Connect>(json) else { return Err(Goodbye("Unknown Protocol Operation")) };
+        let mut connect = Connect::default();
+        if self.connected {
+            // a later one changes what it names
+            connect.verbose = self.verbose;
+            connect.no_responders = self.tell_no_responders;
+            connect.headers = self.session.headers.load(Ordering::Relaxed);
+            connect.echo = self.session.echo.load(Ordering::Relaxed);
+        }
+        if connect.update(json).is_err() {
+            return Err(Goodbye("Unknown Protocol Operation"));
+        }
+        if !(0..=1).contains(&connect.protocol) {
+            return Err(Goodbye("invalid client protocol"));
+        }
+        if connect.no_responders && !connect.headers {
+            return Err(Goodbye("no responders requires headers support"));
+        }
         self.verbose = connect.verbose;
-        self.tell_no_responders = connect.no_responders && connect.headers;
+        self.tell_no_responders = connect.no_responders;
         self.session.headers.store(connect.headers, Ordering::Relaxed);
         self.session.echo.store(connect.echo, Ordering::Relaxed);
         if self.connected {
@@ -130,10 +146,7 @@ impl Connection {
             }
         };
         // a reply at an unknown subject is asked for once and never again: there is nothing to remember
-        if let Some(reply) = reply.filter(|reply| !self.rights.may_ask_reply(reply)) {
-            self.say(&error_line(&format!("Permissions Violation for Publish with Reply of {reply:?}")));
-            return Ok(false);
-        }
+        let elsewhere = reply.filter(|reply| !self.rights.may_ask_reply(reply));
         self.cache.at(self.router.generation());
         if self.cache.get(publish.subject).is_none() {
             let found = self.look_up(publish.subject);
@@ -141,6 +154,18 @@ impl Connection {
         }
         let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse_subject()) };
         let publication = Publication::new(found.mapped.as_ref().unwrap_or(&found.subject), reply, publish.headers, publish.payload);
+        if let Some(reply) = elsewhere {
+            // as nats-server: who may not publish there at all hears that first
+            let words = match found.verdict {
+                Verdict::Invalid => INVALID_SUBJECT.to_owned(),
+                Verdict::Refused if !bus_own(&found.subject) && !(self.rights.responses && self.session.may_respond(&found.subject)) => {
+                    publish_violation(&found.subject)
+                }
+                Verdict::Allowed | Verdict::Refused => format!("Permissions Violation for Publish with Reply of {reply:?}"),
+            };
+            self.say(&error_line(&words));
+            return Ok(false);
+        }
         match found.verdict {
             Verdict::Allowed if &*found.subject == BUS_STATS => return Ok(self.tell_stats(reply)),
             Verdict::Allowed => {}
@@ -156,7 +181,7 @@ impl Connection {
                 return Ok(false);
             }
             Verdict::Refused => {
-                let words = format!("Permissions Violation for Publish to {:?}", found.subject);
+                let words = publish_violation(&found.subject);
                 self.say(&error_line(&words));
                 return Ok(false);
             }
@@ -175,14 +200,14 @@ impl Connection {
     }
 
     fn refuse_subject(&mut self) -> bool {
-        self.say(&error_line("Invalid Publish Subject"));
+        self.say(&error_line(INVALID_SUBJECT));
         false
     }
 
     fn look_up(&self, subject: &[u8]) -> Found {
         let text = String::from_utf8_lossy(subject);
         let valid = matches!(text, Cow::Borrowed(_)) && is_literal(&text, self.router.limits.subject_tokens);
-        let own = &*text == GRANT_ADD || &*text == BUS_PING; // spoken to the bus itself, whatever else is allowed
+        let own = bus_own(&text);
         let mapped: Option<Arc<str>> = self.rights.mapped(&text).filter(|_| valid && !own).map(Into::into);
         let verdict = match valid {
             false => Verdict::Invalid,
@@ -201,17 +226,17 @@ impl Connection {
         let limits = &self.router.limits;
         let text = |bytes| std::str::from_utf8(bytes).map_err(|_| "Invalid Subject".to_owned());
         let (pattern, queue) = (text(pattern)?, queue.map(text).transpose()?);
-        if !is_pattern(pattern, limits.subject_tokens) || queue.is_some_and(|queue| !is_queue(queue)) {
-            return Err("Invalid Subject".into());
-        }
         let sub = {
             let mut held = self.session.held();
-            if held.subs.contains_key(sid) {
-                return Ok(()); // as nats-server: the first one stays
-            }
             // looked at under the same lock that grants are taken away under
             if !held.rights.may_subscribe(pattern) {
                 return Err(subscribe_violation(pattern, queue));
+            }
+            if held.subs.contains_key(sid) {
+                return Ok(()); // as nats-server: the first one stays
+            }
+            if !is_pattern(pattern, limits.subject_tokens) || queue.is_some_and(|queue| !is_queue(queue)) {
+                return Err("Invalid Subject".into());
             }
             if held.subs.len() >= limits.subscriptions_per_connection {
                 return Err(TOO_MANY_SUBSCRIPTIONS.into());
@@ -337,12 +362,22 @@ fn accept(verbose: bool, session: &Session, hand: &mut Hand) {
     }
 }
 
-const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
+pub(super) const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
+const INVALID_SUBJECT: &str = "Invalid Publish Subject";
 const TOO_MANY_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
 /// Characters of a client's name that are kept.
 const MAX_NAME: usize = 128;
 /// What a grant's answer says that has no end: the last second of the year 9999.
 const NEVER: Timestamp = Timestamp::from_millis(253_402_300_799_000);
+
+/// Whether it is spoken to the bus itself, whatever else is allowed.
+fn bus_own(subject: &str) -> bool {
+    subject == GRANT_ADD || subject == BUS_PING
+}
+
+fn publish_violation(subject: &str) -> String {
+    format!("Permissions Violation for Publish to {subject:?}")
+}
 
 pub(crate) fn subscribe_violation(pattern: &str, queue: Option<&str>) -> String {
     match queue {

@@ -12,6 +12,7 @@ use super::{
     Authenticator, BoxFuture,
     budget::{Budget, Share},
     lookup::Cache,
+    operations::AUTHORIZATION_VIOLATION,
     outbound::Outbound,
     pump::{Event, Pump, Transport},
     rights::Rights,
@@ -227,13 +228,13 @@ impl Connection {
     fn operations(&mut self, buffer: &mut BytesMut, need: &mut usize) -> Result<(), Goodbye> {
         let mut at = 0;
         loop {
-            match self.parser.step(&buffer[at..]).map_err(goodbye)? {
+            match self.parser.step(&buffer[at..]).map_err(|error| self.goodbye(error))? {
                 Step::Op { consumed, .. } if consumed >= APART => {
                     // taken out of the buffer whole, so that its payload needs no copy
                     buffer.advance(at);
                     at = 0;
                     let frame = buffer.split_to(consumed).freeze();
-                    if let Step::Op { op, .. } = self.parser.step(&frame).map_err(goodbye)? {
+                    if let Step::Op { op, .. } = self.parser.step(&frame).map_err(|error| self.goodbye(error))? {
                         self.operation(op, Some(&frame))?;
                     }
                 }
@@ -303,6 +304,16 @@ impl Connection {
         next.max(Duration::from_millis(1))
     }
 
+    /// What is said of bytes that aren't the protocol. Who must say who it is first hears of nothing else.
+    fn goodbye(&self, error: Malformed) -> Goodbye {
+        Goodbye(match error {
+            Malformed::Operation if !self.connected && self.auth.required() => AUTHORIZATION_VIOLATION,
+            Malformed::Operation => "Unknown Protocol Operation",
+            Malformed::ControlLine => "maximum control line exceeded",
+            Malformed::Payload => "Maximum Payload Violation",
+        })
+    }
+
     /// A line of the connection's own. One that doesn't even read these is a slow consumer.
     pub(super) fn say(&mut self, line: &[u8]) {
         if !self.session.out.push_line(line, &mut self.hand.wakers) {
@@ -342,12 +353,4 @@ pub(crate) fn error_line(words: &str) -> Bytes {
     line.extend_from_slice(words.as_bytes());
     line.extend_from_slice(b"'\r\n");
     line.freeze()
-}
-
-fn goodbye(error: Malformed) -> Goodbye {
-    Goodbye(match error {
-        Malformed::Operation => "Unknown Protocol Operation",
-        Malformed::ControlLine => "maximum control line exceeded",
-        Malformed::Payload => "Maximum Payload Violation",
-    })
 }

@@ -36,9 +36,8 @@ pub(crate) struct Info {
     pub lame_duck: bool,
 }
 
-/// What a client says of itself. Unknown members are ignored: clients differ, and new versions add some.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
+/// What a client says of itself.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Connect {
     /// +OK for every operation.
     pub verbose: bool,
@@ -51,7 +50,8 @@ pub(crate) struct Connect {
     pub no_responders: bool,
     pub lang: String,
     pub version: String,
-    pub protocol: i8,
+    /// 1: it takes INFO at any time.
+    pub protocol: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +63,25 @@ pub(crate) struct Connect {
     pub nkey: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sig: Option<String>,
+}
+
+/// A CONNECT line as it comes. Unknown members are ignored: clients differ, and new versions add some.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Said {
+    verbose: Option<bool>,
+    pedantic: Option<bool>,
+    echo: Option<bool>,
+    headers: Option<bool>,
+    no_responders: Option<bool>,
+    lang: Option<String>,
+    version: Option<String>,
+    protocol: Option<i64>,
+    name: Option<String>,
+    auth_token: Option<String>,
+    jwt: Option<String>,
+    nkey: Option<String>,
+    sig: Option<String>,
 }
 
 impl Default for Connect {
@@ -92,6 +111,32 @@ impl Info {
 }
 
 impl Connect {
+    /// Takes over what a CONNECT line says. As in nats-server a member that is absent or null leaves what was said before, and of two with one
+    /// name the last counts.
+    pub(crate) fn update(&mut self, json: &[u8]) -> Result<(), serde_json::Error> {
+        let members: Option<serde_json::Map<_, _>> = serde_json::from_slice(json)?;
+        let said: Said = serde_json::from_value(members.unwrap_or_default().into())?;
+        fn set<T>(member: &mut T, said: Option<T>) {
+            if let Some(said) = said {
+                *member = said;
+            }
+        }
+        set(&mut self.verbose, said.verbose);
+        set(&mut self.pedantic, said.pedantic);
+        set(&mut self.echo, said.echo);
+        set(&mut self.headers, said.headers);
+        set(&mut self.no_responders, said.no_responders);
+        set(&mut self.lang, said.lang);
+        set(&mut self.version, said.version);
+        set(&mut self.protocol, said.protocol);
+        self.name = said.name.or(self.name.take());
+        self.auth_token = said.auth_token.or(self.auth_token.take());
+        self.jwt = said.jwt.or(self.jwt.take());
+        self.nkey = said.nkey.or(self.nkey.take());
+        self.sig = said.sig.or(self.sig.take());
+        Ok(())
+    }
+
     pub(crate) fn line(&self) -> Bytes {
         json_line(b"CONNECT ", self)
     }
