@@ -9,6 +9,10 @@ use tokio::sync::mpsc;
 mod budget;
 pub mod client;
 mod client_task;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "it is a test, built for the fuzzer, too")]
+pub mod fuzz;
 mod inlet;
 mod limits;
 mod local;

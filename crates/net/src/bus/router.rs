@@ -390,6 +390,12 @@ impl Router {
         }
     }
 
+    /// Whether nothing at all is left in the trie.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.trie.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     pub(crate) fn count_slow(&self) {
         self.stats.slow_consumers.fetch_add(1, Ordering::Relaxed);
     }
