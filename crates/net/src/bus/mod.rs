@@ -17,6 +17,8 @@ mod inlet;
 mod limits;
 mod local;
 mod lookup;
+#[cfg(all(test, feature = "model"))]
+mod model;
 mod nkey;
 mod operations;
 mod outbound;
@@ -28,6 +30,7 @@ mod session;
 mod stats;
 pub mod stock;
 mod subject;
+mod sync;
 mod trie;
 mod websocket;
 mod wire;

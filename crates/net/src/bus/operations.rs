@@ -111,6 +111,10 @@ impl Connection {
 
     /// Publishes, or says why not. Whether the operation succeeded.
     fn publish(&mut self, publish: &Publish<'_>, frame: Option<&Bytes>) -> Result<bool, Goodbye> {
+        // rights that were taken away meanwhile are gone at once, also in the middle of a batch
+        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+            self.reload();
+        }
         if publish.with_headers {
             if !self.session.headers.load(Ordering::Relaxed) {
                 return Err(Goodbye("message headers not supported"));

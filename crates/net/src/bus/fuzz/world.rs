@@ -152,6 +152,7 @@ impl World {
         self.clients = [const { None }; 4];
         self.listeners = [const { None }; 3];
         self.door = None;
+        drop(self.inside);
         // closing may take what its bounds say
         let limits = self.router.limits().clone();
         tokio::time::sleep(2 * limits.close_timeout + limits.connect_timeout).await;
