@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
 use atoll_contract::Error;
@@ -12,6 +12,7 @@ use super::{
     Message,
     budget::{Budget, Share},
     outbound::Pushed,
+    sync::{Mutex, MutexGuard},
 };
 
 /// The feeding end of a [`Subscription`](super::Subscription), bounded in messages and in bytes.

@@ -38,34 +38,32 @@ impl Subs {
         list.push(sub.clone());
     }
 
-    /// Takes it out without looking for it: it knows its place, and the last one takes that place.
-    pub(crate) fn remove(&mut self, sub: &Arc<Sub>) {
-        match &sub.queue {
-            None => take_out(&mut self.plain, sub),
-            Some(queue) => {
-                let Some(groups) = &mut self.groups else { return };
-                if let Some(list) = groups.get_mut(queue) {
-                    take_out(list, sub);
-                    if list.is_empty() {
-                        groups.remove(queue);
-                    }
-                }
-                if groups.is_empty() {
-                    self.groups = None;
-                }
-            }
+    /// Takes it out without looking for it: it knows its place, and the last one takes that place. Whether it was there.
+    pub(crate) fn remove(&mut self, sub: &Arc<Sub>) -> bool {
+        let Some(queue) = &sub.queue else { return take_out(&mut self.plain, sub) };
+        let Some(groups) = &mut self.groups else { return false };
+        let Some(list) = groups.get_mut(queue) else { return false };
+        let removed = take_out(list, sub);
+        if list.is_empty() {
+            groups.remove(queue);
         }
+        if groups.is_empty() {
+            self.groups = None;
+        }
+        removed
     }
 }
 
-fn take_out(list: &mut Vec<Arc<Sub>>, sub: &Arc<Sub>) {
+fn take_out(list: &mut Vec<Arc<Sub>>, sub: &Arc<Sub>) -> bool {
     let position = sub.position.load(Ordering::Relaxed);
-    if list.get(position).is_some_and(|there| Arc::ptr_eq(there, sub)) {
+    let there = list.get(position).is_some_and(|there| Arc::ptr_eq(there, sub));
+    if there {
         list.swap_remove(position);
         if let Some(moved) = list.get(position) {
             moved.position.store(position, Ordering::Relaxed);
         }
     }
+    there
 }
 
 /// Everyone who is to get a subject's messages.
@@ -213,8 +211,9 @@ mod tests {
         // in an order that moves the others about
         for step in 0..300 {
             let gone = &subs[step * 7 % 300];
-            trie.change("a.*", |leaf| leaf.remove(gone));
-            trie.change("a.*", |leaf| leaf.remove(gone)); // twice changes nothing
+            for removed in [true, false] {
+                trie.change("a.*", |leaf| assert_eq!(leaf.remove(gone), removed));
+            }
             let matched = Matched::find(&trie, "a.b");
             assert_eq!(matched.plain.len() + matched.groups.iter().map(Vec::len).sum::<usize>(), 299 - step);
         }

@@ -9,10 +9,16 @@ use tokio::sync::mpsc;
 mod budget;
 pub mod client;
 mod client_task;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "it is a test, built for the fuzzer, too")]
+pub mod fuzz;
 mod inlet;
 mod limits;
 mod local;
 mod lookup;
+#[cfg(all(test, feature = "model"))]
+mod model;
 mod nkey;
 mod operations;
 mod outbound;
@@ -24,6 +30,7 @@ mod session;
 mod stats;
 pub mod stock;
 mod subject;
+mod sync;
 mod trie;
 mod websocket;
 mod wire;

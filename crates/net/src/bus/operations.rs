@@ -128,6 +128,10 @@ impl Connection {
 
     /// Publishes, or says why not. Whether +OK is still to be said: as in nats-server it comes before what the publication itself brings.
     fn publish(&mut self, publish: &Publish<'_>, frame: Option<&Bytes>) -> Result<bool, Goodbye> {
+        // rights that were taken away meanwhile are gone at once, also in the middle of a batch
+        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+            self.reload();
+        }
         if publish.with_headers {
             if !self.session.headers.load(Ordering::Relaxed) {
                 return Err(Goodbye("message headers not supported"));

@@ -5,15 +5,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Notify;
 
 use super::{
     budget::{Budget, Share},
+    sync::{Mutex, MutexGuard, Notify},
     wire::put_number,
 };
 

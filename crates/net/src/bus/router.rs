@@ -3,10 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -34,6 +31,7 @@ use super::{
     server,
     session::{Delivery, Publication, Session, Sink, Sub},
     stats::Stats,
+    sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, RwLock},
     trie::Trie,
     websocket::Frames,
 };
@@ -283,17 +281,19 @@ impl Router {
 
     /// Makes a subscription known. When this returns, whatever is published later reaches it. `false` if there are too many.
     pub(crate) fn insert(&self, sub: &Arc<Sub>) -> bool {
-        let count = |count: usize| (count < self.limits.subscriptions).then_some(count + 1);
-        if self.subscriptions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_err() {
+        let mut trie = self.trie.write().unwrap_or_else(PoisonError::into_inner);
+        // its grant may have been taken away between the check and now
+        if sub.ended.load(Ordering::Acquire) {
+            return true;
+        }
+        // what is counted is what is in the trie, and changes with it under its lock: whoever removes may be faster than who inserts
+        if self.subscriptions.load(Ordering::Relaxed) >= self.limits.subscriptions {
             sub.ended.store(true, Ordering::Release);
             return false;
         }
-        let mut trie = self.trie.write().unwrap_or_else(PoisonError::into_inner);
-        // its grant may have been taken away between the check and now
-        if !sub.ended.load(Ordering::Acquire) {
-            trie.leaf(&sub.subject).add(sub);
-            self.generation.fetch_add(1, Ordering::Release);
-        }
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
+        trie.leaf(&sub.subject).add(sub);
+        self.generation.fetch_add(1, Ordering::Release);
         true
     }
 
@@ -302,11 +302,14 @@ impl Router {
         if sub.ended.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.subscriptions.fetch_sub(1, Ordering::Relaxed);
         {
             let mut trie = self.trie.write().unwrap_or_else(PoisonError::into_inner);
-            trie.change(&sub.subject, |leaf| leaf.remove(sub));
-            self.generation.fetch_add(1, Ordering::Release);
+            let mut removed = false;
+            trie.change(&sub.subject, |leaf| removed = leaf.remove(sub));
+            if removed {
+                self.subscriptions.fetch_sub(1, Ordering::Relaxed);
+                self.generation.fetch_add(1, Ordering::Release);
+            }
         }
         match &sub.sink {
             Sink::Wire { session, sid } => {
@@ -372,6 +375,10 @@ impl Router {
                 true
             }
             Delivery::Gone => false,
+            Delivery::Spent => {
+                self.remove(sub);
+                false
+            }
             Delivery::Slow => {
                 self.slow(sub);
                 false
@@ -389,6 +396,12 @@ impl Router {
                 self.remove(sub);
             }
         }
+    }
+
+    /// Whether nothing at all is left in the trie.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.trie.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(crate) fn count_slow(&self) {

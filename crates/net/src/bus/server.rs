@@ -94,7 +94,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(router: Arc<Router>, session: Arc<Session>, auth: Arc<dyn Authenticator>) -> Self {
+    pub(super) fn new(router: Arc<Router>, session: Arc<Session>, auth: Arc<dyn Authenticator>) -> Self {
         let mut nonce = [0u8; 16];
         router.clock.random(&mut nonce);
         let now = Instant::now();

@@ -3,10 +3,7 @@
 use std::{
     cell::OnceCell,
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use super::{
     outbound::{Frame, Outbound, Pushed, Wakers},
     rights::{Grants, Rights},
     stats::{Account, Traffic},
+    sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard},
     wire::decode_headers,
 };
 
@@ -149,7 +147,7 @@ pub(crate) struct Sub {
     pub queue: Option<Box<str>>,
     pub sink: Sink,
     /// Where it stands in its leaf's list; changed under the trie's lock alone.
-    pub position: AtomicUsize,
+    pub position: std::sync::atomic::AtomicUsize,
     /// Messages that it got.
     pub delivered: AtomicUsize,
     /// It ends after so many; 0 for never.
@@ -177,6 +175,8 @@ pub(crate) enum Delivery {
     Slow,
     /// The subscription has ended.
     Gone,
+    /// It got all that it wanted, before it said how much that is; nobody else has noticed.
+    Spent,
 }
 
 impl Sub {
@@ -185,7 +185,7 @@ impl Sub {
             subject: subject.into(),
             queue: queue.map(Into::into),
             sink,
-            position: AtomicUsize::new(0),
+            position: std::sync::atomic::AtomicUsize::new(0),
             delivered: AtomicUsize::new(0),
             max: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
@@ -206,7 +206,7 @@ impl Sub {
         let count = self.delivered.fetch_add(1, Ordering::Relaxed) + 1;
         let max = self.max.load(Ordering::Relaxed);
         if max != 0 && count > max {
-            return Delivery::Gone;
+            return Delivery::Spent;
         }
         let pushed = match &self.sink {
             Sink::Wire { session, sid } => {

@@ -80,7 +80,7 @@ impl<L: Leaf> Trie<L> {
         self.root.change(pattern.split('.'), change);
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_empty(&self) -> bool {
         self.root.is_empty()
     }
