@@ -1,7 +1,7 @@
 //! A connection in this process: messages are handed on as they are.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use atoll_contract::{Error, ErrorCode};
 use super::{
     BoxFuture, Conn, Message, Subscription, Unsubscribe,
     inlet::{Inlet, Replies},
-    lookup::{Cache, Found, Verdict},
+    lookup::{Cache, Found, Matched, Verdict},
     rights::Rights,
     router::{Hand, Router, stall},
     session::{Publication, Sink, Sub},
@@ -96,7 +96,7 @@ impl LocalConn {
             ..Publication::new(&message.subject, message.reply.as_deref(), headers, &message.payload)
         };
         let count = self.router.publish(&found.matched, &publication, hand, None);
-        tally.count(&found.prefix, size, count);
+        tally.count(&found.prefix, 1, size, (count, count * size));
         self.router.stats.traffic.add(&tally.take());
         hand.wakers.wake();
         Ok((count, hand.crowd.take()))
@@ -110,8 +110,8 @@ impl LocalConn {
         } else {
             Verdict::Refused
         };
-        let matched = if verdict == Verdict::Allowed { Arc::new(self.router.find(subject)) } else { Arc::default() };
-        Found { subject: subject.clone(), mapped: None, prefix: self.router.stats.prefix(subject), verdict, matched }
+        let matched = if verdict == Verdict::Allowed { self.router.find(subject) } else { Matched::default() };
+        Found { subject: subject.clone(), mapped: None, prefix: self.router.stats.prefix(subject), verdict, matched, in_runs: OnceLock::new() }
     }
 
     fn forbidden(&self, verb: &str, subject: &str) -> Error {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 
 use super::{
@@ -102,7 +102,7 @@ impl Matched {
 }
 
 /// What a publisher found out about one subject.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Found {
     /// As the publisher says it.
     pub subject: Arc<str>,
@@ -111,7 +111,9 @@ pub(crate) struct Found {
     /// Where messages to it are counted.
     pub prefix: Arc<Traffic>,
     pub verdict: Verdict,
-    pub matched: Arc<Matched>,
+    pub matched: Matched,
+    /// Whether messages to it may be handed over together, once somebody has asked; see [`runs`](super::run).
+    pub in_runs: OnceLock<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,8 +132,8 @@ const MAX_WEIGHT: usize = 8192;
 pub(crate) struct Cache {
     generation: u64,
     /// Most publishers use the same subject many times in a row.
-    last: Option<Found>,
-    found: HashMap<Arc<str>, Found>,
+    last: Option<Arc<Found>>,
+    found: HashMap<Arc<str>, Arc<Found>>,
     weight: usize,
 }
 
@@ -150,14 +152,15 @@ impl Cache {
         }
     }
 
-    pub(crate) fn get(&mut self, subject: &[u8]) -> Option<&Found> {
+    pub(crate) fn get(&mut self, subject: &[u8]) -> Option<&Arc<Found>> {
         if self.last.as_ref().is_none_or(|last| last.subject.as_bytes() != subject) {
             self.last = Some(self.found.get(std::str::from_utf8(subject).ok()?)?.clone());
         }
         self.last.as_ref()
     }
 
-    pub(crate) fn put(&mut self, found: Found) -> &Found {
+    pub(crate) fn put(&mut self, found: Found) -> &Arc<Found> {
+        let found = Arc::new(found);
         let weight = found.matched.weight();
         // an inbox is used once; a giant set would push out all others
         if !found.subject.starts_with("_INBOX.") && weight <= MAX_WEIGHT / 2 {
@@ -241,7 +244,8 @@ mod tests {
             mapped: None,
             prefix: Arc::default(),
             verdict: Verdict::Allowed,
-            matched: Arc::default(),
+            matched: Matched::default(),
+            in_runs: OnceLock::new(),
         };
         (0..10_000).for_each(|n| {
             cache.put(found(n));

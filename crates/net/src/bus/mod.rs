@@ -25,6 +25,7 @@ mod outbound;
 mod pump;
 mod rights;
 mod router;
+mod run;
 mod server;
 mod session;
 mod stats;

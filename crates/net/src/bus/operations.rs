@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 
 use atoll_contract::{
@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::{
     Credentials, Grant,
-    lookup::{Found, Verdict},
+    lookup::{Found, Matched, Verdict},
     rights::Grants,
     router::Hand,
     server::{Connection, Goodbye, error_line},
@@ -181,7 +181,7 @@ impl Connection {
                 let matched = self.router.find(&found.subject);
                 accept(self.verbose, &self.session, &mut self.hand);
                 let count = self.router.publish(&matched, &publication, &mut self.hand, None);
-                self.tally.count(&found.prefix, publish.size(), count);
+                self.tally.count(&found.prefix, 1, publish.size(), (count, count * publish.size()));
                 return Ok(false);
             }
             Verdict::Refused => {
@@ -196,7 +196,7 @@ impl Connection {
         let except = (!self.session.echo.load(Ordering::Relaxed)).then_some(self.session.id);
         accept(self.verbose, &self.session, &mut self.hand);
         let count = self.router.publish(&found.matched, &publication, &mut self.hand, except);
-        self.tally.count(&found.prefix, publish.size(), count);
+        self.tally.count(&found.prefix, 1, publish.size(), (count, count * publish.size()));
         if count == 0 && reply.is_some() && self.tell_no_responders {
             self.answer(reply, NO_RESPONDERS, &[]);
         }
@@ -219,11 +219,11 @@ impl Connection {
             true => Verdict::Refused,
         };
         let matched = match verdict {
-            Verdict::Allowed => Arc::new(self.router.find(mapped.as_deref().unwrap_or(&text))),
-            Verdict::Refused | Verdict::Invalid => Arc::default(),
+            Verdict::Allowed => self.router.find(mapped.as_deref().unwrap_or(&text)),
+            Verdict::Refused | Verdict::Invalid => Matched::default(),
         };
         let prefix = self.router.stats.prefix(mapped.as_deref().unwrap_or(&text));
-        Found { subject: text.into(), mapped, prefix, verdict, matched }
+        Found { subject: text.into(), mapped, prefix, verdict, matched, in_runs: OnceLock::new() }
     }
 
     fn subscribe(&mut self, pattern: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), String> {

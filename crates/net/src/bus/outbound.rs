@@ -135,8 +135,7 @@ impl Outbound {
 
     /// Queues one message, whole or not at all.
     pub(crate) fn push(&self, frame: &Frame<'_>, wakers: &mut Wakers) -> Pushed {
-        // an upper bound, so that nothing is measured twice
-        let size = frame.subject.len() + frame.sid.len() + frame.reply.map_or(0, str::len) + frame.headers.len() + frame.payload.len() + 56;
+        let size = frame.most();
         let mut queue = self.lock();
         if queue.ending != Ending::Open {
             return Pushed::Closed;
@@ -148,6 +147,27 @@ impl Outbound {
         }
         queue.put(frame);
         wakers.0.extend(queue.waker.take());
+        self.crowded(&mut queue)
+    }
+
+    /// Queues whole messages that are serialised already, all or none; `content` is what their headers and payloads have.
+    pub(crate) fn push_block(&self, block: &Bytes, messages: usize, content: usize, wakers: &mut Wakers) -> Pushed {
+        let mut queue = self.lock();
+        if queue.ending != Ending::Open {
+            return Pushed::Closed;
+        }
+        let bytes = queue.bytes + block.len();
+        if bytes > self.max_bytes || queue.messages + messages > self.max_messages || !queue.share.grow(bytes) {
+            return Pushed::Full;
+        }
+        queue.put_block(block, messages);
+        queue.out.messages += messages as u64;
+        queue.out.bytes += content as u64;
+        wakers.0.extend(queue.waker.take());
+        self.crowded(&mut queue)
+    }
+
+    fn crowded(&self, queue: &mut Queue) -> Pushed {
         if queue.bytes > self.max_bytes / 2 || queue.messages > self.max_messages / 2 {
             queue.crowded = true;
             return Pushed::Crowded;
@@ -286,6 +306,42 @@ pub(crate) enum Taken {
     Dead,
 }
 
+impl Frame<'_> {
+    /// Bytes that it takes at the most, without looking at its numbers.
+    pub(crate) fn most(&self) -> usize {
+        self.subject.len() + self.sid.len() + self.reply.map_or(0, str::len) + self.headers.len() + self.payload.len() + 56
+    }
+}
+
+/// Appends a whole message.
+pub(crate) fn put_frame(out: &mut BytesMut, frame: &Frame<'_>) {
+    put_head(out, frame);
+    out.extend_from_slice(frame.payload);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends all that stands before the payload.
+fn put_head(out: &mut BytesMut, frame: &Frame<'_>) {
+    out.extend_from_slice(if frame.headers.is_empty() { frame.plain } else { frame.headed });
+    out.extend_from_slice(frame.subject);
+    out.extend_from_slice(b" ");
+    if !frame.sid.is_empty() {
+        out.extend_from_slice(frame.sid);
+        out.extend_from_slice(b" ");
+    }
+    if let Some(reply) = frame.reply {
+        out.extend_from_slice(reply.as_bytes());
+        out.extend_from_slice(b" ");
+    }
+    if !frame.headers.is_empty() {
+        put_number(out, frame.headers.len());
+        out.extend_from_slice(b" ");
+    }
+    put_number(out, frame.headers.len() + frame.payload.len());
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(frame.headers);
+}
+
 impl Queue {
     fn new(share: Share) -> Self {
         Self {
@@ -305,52 +361,44 @@ impl Queue {
     }
 
     fn put(&mut self, frame: &Frame<'_>) {
-        let name = if frame.headers.is_empty() { frame.plain } else { frame.headed };
         let before = self.tail.len();
-        self.reserve(frame.subject.len() + frame.headers.len() + 128);
-        let tail = &mut self.tail;
-        tail.extend_from_slice(name);
-        tail.extend_from_slice(frame.subject);
-        tail.extend_from_slice(b" ");
-        if !frame.sid.is_empty() {
-            tail.extend_from_slice(frame.sid);
-            tail.extend_from_slice(b" ");
+        self.reserve(frame.most());
+        let shared = frame.shared.filter(|shared| shared.len() >= COPY_BELOW);
+        match shared {
+            Some(_) => put_head(&mut self.tail, frame),
+            None => put_frame(&mut self.tail, frame),
         }
-        if let Some(reply) = frame.reply {
-            tail.extend_from_slice(reply.as_bytes());
-            tail.extend_from_slice(b" ");
-        }
-        if !frame.headers.is_empty() {
-            put_number(tail, frame.headers.len());
-            tail.extend_from_slice(b" ");
-        }
-        put_number(tail, frame.headers.len() + frame.payload.len());
-        tail.extend_from_slice(b"\r\n");
-        tail.extend_from_slice(frame.headers);
         self.count(before);
         self.messages += 1;
         self.out.messages += 1;
         self.out.bytes += (frame.headers.len() + frame.payload.len()) as u64;
-        match frame.shared {
-            Some(shared) if shared.len() >= COPY_BELOW => {
-                self.seal(false);
-                self.put_piece(shared.clone(), false);
-                self.put_piece(Bytes::from_static(b"\r\n"), true);
-            }
-            _ => {
-                self.put_small(frame.payload);
-                self.put_small(b"\r\n");
-                self.tail_messages += 1;
-                if self.tail.len() >= PIECE {
-                    self.seal(true);
-                }
+        if let Some(shared) = shared {
+            self.seal(false);
+            self.put_piece(shared.clone(), 0, false);
+            self.put_piece(Bytes::from_static(b"\r\n"), 1, true);
+        } else {
+            self.tail_messages += 1;
+            if self.tail.len() >= PIECE {
+                self.seal(true);
             }
         }
     }
 
-    fn put_piece(&mut self, bytes: Bytes, whole: bool) {
+    fn put_block(&mut self, block: &Bytes, messages: usize) {
+        self.messages += messages;
+        if block.len() < COPY_BELOW {
+            self.reserve(block.len());
+            self.put_small(block);
+            self.tail_messages += messages;
+        } else {
+            self.seal(true);
+            self.put_piece(block.clone(), messages, true);
+        }
+    }
+
+    fn put_piece(&mut self, bytes: Bytes, messages: usize, whole: bool) {
         self.bytes += bytes.len();
-        self.full.push_back(Piece { bytes, messages: usize::from(whole), whole });
+        self.full.push_back(Piece { bytes, messages, whole });
     }
 
     fn put_small(&mut self, bytes: &[u8]) {

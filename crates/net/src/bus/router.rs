@@ -360,7 +360,7 @@ impl Router {
         }
     }
 
-    fn deliver(&self, sub: &Arc<Sub>, publication: &Publication<'_>, hand: &mut Hand, except: Option<u64>) -> bool {
+    pub(crate) fn deliver(&self, sub: &Arc<Sub>, publication: &Publication<'_>, hand: &mut Hand, except: Option<u64>) -> bool {
         if except.is_some() && sub.session().map(|session| session.id) == except {
             return false;
         }

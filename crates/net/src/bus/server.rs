@@ -17,9 +17,10 @@ use super::{
     pump::{Event, Pump, Transport},
     rights::Rights,
     router::{Hand, Router, stall},
+    run::Run,
     session::Session,
     stats::Tally,
-    wire::{ClientParser, Info, Malformed, Step},
+    wire::{ClientOp, ClientParser, Info, Malformed, Step},
 };
 
 /// Serves one connection until it ends.
@@ -63,6 +64,14 @@ impl Drop for Attached {
 /// Why a connection is closed by this side: the text of its -ERR.
 #[derive(Debug)]
 pub(super) struct Goodbye(pub &'static str);
+
+/// What comes after the operations that were processed in the buffer.
+enum Next {
+    /// An operation of so many bytes that is taken out of the buffer.
+    Apart(usize),
+    /// More than is there: so many bytes in all.
+    Need(usize),
+}
 
 pub(super) struct Connection {
     pub(super) router: Arc<Router>,
@@ -226,27 +235,45 @@ impl Connection {
     }
 
     fn operations(&mut self, buffer: &mut BytesMut, need: &mut usize) -> Result<(), Goodbye> {
-        let mut at = 0;
         loop {
-            match self.parser.step(&buffer[at..]).map_err(|error| self.goodbye(error))? {
-                Step::Op { consumed, .. } if consumed >= APART => {
+            let (consumed, next) = self.small_operations(buffer)?;
+            buffer.advance(consumed);
+            match next {
+                Next::Apart(length) => {
                     // taken out of the buffer whole, so that its payload needs no copy
-                    buffer.advance(at);
-                    at = 0;
-                    let frame = buffer.split_to(consumed).freeze();
+                    let frame = buffer.split_to(length).freeze();
                     if let Step::Op { op, .. } = self.parser.step(&frame).map_err(|error| self.goodbye(error))? {
                         self.operation(op, Some(&frame))?;
                     }
                 }
+                Next::Need(bytes) => {
+                    *need = bytes;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Processes operations as long as they can be looked at where they are. How many bytes that were, and what comes then.
+    fn small_operations(&mut self, buffer: &[u8]) -> Result<(usize, Next), Goodbye> {
+        let (mut at, mut run) = (0, Run::default());
+        loop {
+            let step = self.parser.step(&buffer[at..]);
+            if let Ok(Step::Op { op: ClientOp::Publish(publish), consumed }) = &step
+                && *consumed < APART
+                && self.join_run(&mut run, publish)
+            {
+                at += consumed;
+                continue;
+            }
+            self.hand_over(&mut run);
+            match step.map_err(|error| self.goodbye(error))? {
+                Step::Op { consumed, .. } if consumed >= APART => return Ok((at, Next::Apart(consumed))),
                 Step::Op { op, consumed } => {
                     self.operation(op, None)?;
                     at += consumed;
                 }
-                Step::Need(bytes) => {
-                    buffer.advance(at);
-                    *need = bytes;
-                    return Ok(());
-                }
+                Step::Need(bytes) => return Ok((at, Next::Need(bytes))),
             }
         }
     }

@@ -52,17 +52,16 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts a message of so many bytes that went to so many receivers.
-    pub(crate) fn count(&mut self, prefix: &Arc<Traffic>, bytes: usize, receivers: usize) {
+    /// Counts messages of so many bytes together, and how many messages and bytes were delivered of them.
+    pub(crate) fn count(&mut self, prefix: &Arc<Traffic>, messages: usize, bytes: usize, delivered: (usize, usize)) {
         if self.prefix.as_ref().is_none_or(|current| !Arc::ptr_eq(current, prefix)) {
             self.tell_prefix();
             self.prefix = Some(prefix.clone());
         }
-        let (bytes, receivers) = (bytes as u64, receivers as u64);
-        self.of_prefix.in_messages += 1;
-        self.of_prefix.in_bytes += bytes;
-        self.of_prefix.out_messages += receivers;
-        self.of_prefix.out_bytes += bytes * receivers;
+        self.of_prefix.in_messages += messages as u64;
+        self.of_prefix.in_bytes += bytes as u64;
+        self.of_prefix.out_messages += delivered.0 as u64;
+        self.of_prefix.out_bytes += delivered.1 as u64;
     }
 
     fn tell_prefix(&mut self) {
@@ -269,10 +268,10 @@ mod tests {
         let stats = Stats::default();
         let (a, b) = (stats.prefix("a.1.x"), stats.prefix("b.1"));
         let mut tally = Tally::default();
-        tally.count(&a, 10, 2);
-        tally.count(&a, 5, 0);
-        tally.count(&b, 1, 1);
-        tally.count(&a, 1, 1);
+        tally.count(&a, 1, 10, (2, 20));
+        tally.count(&a, 1, 5, (0, 0));
+        tally.count(&b, 1, 1, (1, 1));
+        tally.count(&a, 1, 1, (1, 1));
         let all = tally.take();
         assert_eq!((all.in_messages, all.in_bytes, all.out_messages, all.out_bytes), (4, 17, 4, 22));
         assert_eq!(tally.take(), BusTraffic::default());

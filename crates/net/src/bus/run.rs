@@ -1,0 +1,191 @@
+//! Messages to one subject that follow each other are handed over together: one look at each receiver, one lock, and one serialisation for all
+//! receivers that call their subscription the same (clients count them from 1, so most do).
+
+use std::sync::{Arc, atomic::Ordering};
+
+use atoll_contract::subject::BUS_STATS;
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    lookup::{Found, Matched, Verdict},
+    outbound::{Frame, Pushed, put_frame},
+    router::{Hand, Router},
+    server::Connection,
+    session::{Publication, Sink, Sub},
+    subject::is_literal,
+    wire::{Publish, well_formed},
+};
+
+/// A run ends when it has so many messages or bytes, so that receivers get theirs while more is being read.
+const MAX_MESSAGES: usize = 4096;
+const MAX_BYTES: usize = 64 << 10;
+/// Serialisations of one run that are kept for further receivers.
+const MAX_ENCODINGS: usize = 8;
+
+/// What follows each other to one subject, borrowed from the buffer that it came in.
+#[derive(Debug, Default)]
+pub(super) struct Run<'a> {
+    found: Option<Arc<Found>>,
+    parts: Vec<Part<'a>>,
+    /// Of headers and payloads.
+    bytes: usize,
+}
+
+/// One message of a run.
+#[derive(Debug, Clone, Copy)]
+struct Part<'a> {
+    reply: Option<&'a str>,
+    headers: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl Part<'_> {
+    fn size(&self) -> usize {
+        self.headers.len() + self.payload.len()
+    }
+}
+
+impl Connection {
+    /// Takes a publication into the run, if it goes the same way as what is there already and nothing has to be said about it alone.
+    pub(super) fn join_run<'a>(&mut self, run: &mut Run<'a>, publish: &Publish<'a>) -> bool {
+        let plain = self.connected && !self.verbose && (publish.reply.is_none() || !self.tell_no_responders);
+        if !plain || self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+            return false;
+        }
+        if publish.with_headers && !(self.session.headers.load(Ordering::Relaxed) && well_formed(publish.headers)) {
+            return false;
+        }
+        let reply = match publish.reply.map(std::str::from_utf8) {
+            None => None,
+            Some(Ok(reply)) if is_literal(reply, self.router.limits.subject_tokens) && self.rights.may_ask_reply(reply) => Some(reply),
+            Some(_) => return false,
+        };
+        let full = run.parts.len() >= MAX_MESSAGES || run.bytes + publish.size() > MAX_BYTES;
+        match &run.found {
+            Some(found) if full || found.subject.as_bytes() != publish.subject => return false,
+            Some(_) => {}
+            None => {
+                // one value for the whole run: what is in the buffer was sent before now
+                self.cache.at(self.router.generation());
+                let Some(found) = self.cache.get(publish.subject).filter(|found| runs(found)) else { return false };
+                run.found = Some(found.clone());
+            }
+        }
+        run.bytes += publish.size();
+        run.parts.push(Part { reply, headers: publish.headers, payload: publish.payload });
+        true
+    }
+
+    /// Hands over what has been collected, and empties the run.
+    pub(super) fn hand_over(&mut self, run: &mut Run<'_>) {
+        let Some(found) = run.found.take() else { return };
+        let except = (!self.session.echo.load(Ordering::Relaxed)).then_some(self.session.id);
+        let deliveries = self.router.publish_run(&found, &run.parts, &mut self.hand, except);
+        self.tally.count(&found.prefix, run.parts.len(), run.bytes, deliveries);
+        run.parts.clear();
+        run.bytes = 0;
+    }
+}
+
+/// Whether messages to this subject may be handed over together: somebody gets every one of them, and nobody gets one twice, since it is then to
+/// come twice before the next.
+fn runs(found: &Found) -> bool {
+    *found.in_runs.get_or_init(|| {
+        let Matched { plain, groups } = &found.matched;
+        let mut sessions: Vec<_> = plain.iter().filter_map(|sub| sub.session()).map(|session| session.id).collect();
+        let count = sessions.len();
+        sessions.sort_unstable();
+        sessions.dedup();
+        let once = sessions.len() == count && count == plain.len();
+        found.verdict == Verdict::Allowed && &*found.subject != BUS_STATS && groups.is_empty() && !plain.is_empty() && once
+    })
+}
+
+impl Router {
+    /// Hands messages to all who are to get them, except the connection `except`. How many deliveries that were, of messages and of bytes.
+    fn publish_run(&self, found: &Found, parts: &[Part<'_>], hand: &mut Hand, except: Option<u64>) -> (usize, usize) {
+        let subject = found.mapped.as_ref().unwrap_or(&found.subject);
+        let bytes: usize = parts.iter().map(Part::size).sum();
+        let mut encodings = Encodings { subject, parts, made: Vec::new() };
+        let mut deliveries = (0, 0);
+        for sub in &found.matched.plain {
+            let whole = if parts.len() > 1 { deliver_run(sub, &mut encodings, bytes, hand, except) } else { None };
+            match whole {
+                Some(delivered) => {
+                    deliveries.0 += if delivered { parts.len() } else { 0 };
+                    deliveries.1 += if delivered { bytes } else { 0 };
+                }
+                None => {
+                    for part in parts {
+                        let publication = Publication::new(subject, part.reply, part.headers, part.payload);
+                        let delivered = self.deliver(sub, &publication, hand, except);
+                        deliveries.0 += usize::from(delivered);
+                        deliveries.1 += if delivered { part.size() } else { 0 };
+                    }
+                }
+            }
+        }
+        deliveries
+    }
+}
+
+/// Hands all messages to one receiver at once and says whether it got them. `None` if they have to be handed over one by one.
+fn deliver_run(sub: &Arc<Sub>, encodings: &mut Encodings<'_>, bytes: usize, hand: &mut Hand, except: Option<u64>) -> Option<bool> {
+    let Sink::Wire { session, sid } = &sub.sink else { return None };
+    if except == Some(session.id) || sub.ended.load(Ordering::Relaxed) {
+        return Some(false);
+    }
+    if sub.max.load(Ordering::Relaxed) != 0 || session.answers.load(Ordering::Relaxed) {
+        return None;
+    }
+    let messages = encodings.parts.len();
+    let block = encodings.of(sid, session.headers.load(Ordering::Relaxed));
+    match session.out.push_block(&block, messages, bytes, &mut hand.wakers) {
+        Pushed::Full => return None, // a part of it may fit
+        Pushed::Closed => return Some(false),
+        Pushed::Crowded => drop(hand.crowd.get_or_insert_with(|| sub.clone())),
+        Pushed::Done => {}
+    }
+    sub.delivered.fetch_add(messages, Ordering::Relaxed);
+    Some(true)
+}
+
+/// The run as bytes, for each name that receivers have for their subscriptions.
+struct Encodings<'a> {
+    subject: &'a Arc<str>,
+    parts: &'a [Part<'a>],
+    made: Vec<(Box<[u8]>, bool, Bytes)>,
+}
+
+impl Encodings<'_> {
+    fn of(&mut self, sid: &[u8], with_headers: bool) -> Bytes {
+        let known = self.made.iter().find(|(name, headers, _)| **name == *sid && *headers == with_headers);
+        if let Some((_, _, block)) = known {
+            return block.clone();
+        }
+        let block = self.encode(sid, with_headers);
+        if self.made.len() < MAX_ENCODINGS {
+            self.made.push((sid.into(), with_headers, block.clone()));
+        }
+        block
+    }
+
+    fn encode(&self, sid: &[u8], with_headers: bool) -> Bytes {
+        let subject = self.subject.as_bytes();
+        let frames = || {
+            self.parts.iter().map(|part| Frame {
+                plain: b"MSG ",
+                headed: b"HMSG ",
+                subject,
+                sid,
+                reply: part.reply,
+                headers: if with_headers { part.headers } else { &[] },
+                payload: part.payload,
+                shared: None,
+            })
+        };
+        let mut block = BytesMut::with_capacity(frames().map(|frame| frame.most()).sum());
+        frames().for_each(|frame| put_frame(&mut block, &frame));
+        block.freeze()
+    }
+}
