@@ -136,7 +136,11 @@ impl World {
                 let slot = &mut self.listeners[usize::from(which)];
                 *slot = match slot.take() {
                     Some(_) => None,
-                    None => self.inside.subscribe(["a.>", "b.*", ">"][usize::from(which)], [None, Some("q"), None][usize::from(which)]).await.ok(),
+                    None => self
+                        .inside
+                        .subscribe(["a.>", "b.*", ">"][usize::from(which)], [None, Some("q"), None][usize::from(which)])
+                        .await
+                        .ok(),
                 };
             }
             Act::Drain => self.router.drain(Duration::from_secs(1)).await,
@@ -168,7 +172,16 @@ impl World {
         let (door, router, auth, cancel, polls) = (&self.door, &self.router, &self.auth, &self.cancel, &self.polls);
         self.clients[self.current].get_or_insert_with(|| {
             let (ours, theirs) = tokio::io::duplex(PIPE);
-            let mut client = Client { io: ours, unsent: Vec::new(), heard: Heard::default(), wire: Wire::Bytes, reading: true, lazy: false, shut: false, gone: false };
+            let mut client = Client {
+                io: ours,
+                unsent: Vec::new(),
+                heard: Heard::default(),
+                wire: Wire::Bytes,
+                reading: true,
+                lazy: false,
+                shut: false,
+                gone: false,
+            };
             match door {
                 Some(door) => {
                     client.wire = door.enter(theirs, &mut client.unsent);
@@ -336,4 +349,3 @@ fn grant(key: &str, publish: &[&str], subscribe: &[&str], expires_at: Option<i64
     let permissions = Permissions { publish: all(publish), subscribe: all(subscribe), ..Permissions::default() };
     Grant { key: key.into(), permissions, account: None, expires_at: expires_at.map(Timestamp::from_millis) }
 }
-
