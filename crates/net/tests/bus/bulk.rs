@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 
 use crate::support::{bus, until};
 
-/// More than a second of 50 MB/s.
-const TOTAL: u64 = 64 << 20;
+/// A hundred windows and more.
+const TOTAL: u64 = 32 << 20;
 /// Of what is read first, slowly.
 const SLOW_CHUNKS: usize = 200;
 /// What may wait in the bus for one stream: its window, with a line and headers for each message in it.
@@ -37,16 +37,18 @@ fn chunk(number: u64) -> Bytes {
     words.collect::<Vec<_>>().into()
 }
 
+async fn connect(address: &str, name: &str) -> Arc<dyn Conn> {
+    let socket = TcpStream::connect(address.trim_start_matches("nats://")).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    let options = client::Options { name: name.into(), ..client::Options::default() };
+    Arc::new(client::connect(socket, options).await.unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fast_output_to_a_slow_reader_neither_drops_nor_grows() {
     let bus = bus(BusLimits::default(), Arc::default());
     let address = bus.tcp().await;
-    let connect = async |name: &str| -> Arc<dyn Conn> {
-        let socket = TcpStream::connect(address.trim_start_matches("nats://")).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        Arc::new(client::connect(socket, client::Options { name: name.into(), ..client::Options::default() }).await.unwrap())
-    };
-    let (writing, reading) = (connect("writer").await, connect("reader").await);
+    let (writing, reading) = (connect(&address, "writer").await, connect(&address, "reader").await);
     let mut receiver = Receiver::open(reading, "bulk").await.unwrap();
     let mut sender = Sender::open(writing, "bulk").await.unwrap();
 
