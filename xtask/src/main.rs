@@ -50,12 +50,8 @@ enum Task {
     Bench {
         #[arg(value_enum)]
         name: bench::Name,
-        /// One JSON object on stdout instead of a table.
-        #[arg(long)]
-        json: bool,
-        /// Measure the debug build (figures are then for finding mistakes, not for quoting).
-        #[arg(long)]
-        debug: bool,
+        #[command(flatten)]
+        options: bench::Options,
     },
     /// Check the lints, the form, imports between modules, sizes, links in the docs, golden files.
     Tidy,
@@ -66,7 +62,7 @@ fn main() -> ExitCode {
         Task::Demo { check, image, data_dir } => demo::run(check, &image, data_dir),
         Task::Test { args } => test::run(&args),
         Task::Faults => test::faults(),
-        Task::Bench { name, json, debug } => bench::run(name, json, debug),
+        Task::Bench { name, options } => bench::run(name, &options),
         Task::Tidy => tidy::run(),
     };
     match done {

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: each figure beside its anchor, measured in the same run, since absolute times vary between machines.
 
+mod bus;
 mod idle;
 mod start;
 
@@ -21,18 +22,37 @@ pub enum Name {
     Start,
     /// Memory of an idle host, alone and with 1,000 dormant projects.
     Idle,
+    /// Messages over the bus, against nats-server.
+    Bus,
 }
 
-pub fn run(name: Name, json: bool, debug: bool) -> Done {
-    let mut report = match name {
-        Name::Start => on_a_cluster(debug, |bed, image| start::start(&bed.cli(), image))?,
-        Name::Idle => on_a_cluster(debug, |bed, _| idle::idle(bed))?,
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// One JSON object on stdout instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Measure the debug build (figures are then for finding mistakes, not for quoting).
+    #[arg(long)]
+    debug: bool,
+    /// Of `bus`: shorter and fewer rounds, for work on one thing.
+    #[arg(long)]
+    quick: bool,
+    /// Of `bus`: only shapes whose name begins so, such as `1-1` or `queue`.
+    #[arg(long, value_name = "SHAPE")]
+    only: Option<String>,
+}
+
+pub fn run(name: Name, options: &Options) -> Done {
+    let (mut report, table) = match name {
+        Name::Start => (on_a_cluster(options.debug, |bed, image| start::start(&bed.cli(), image))?, None),
+        Name::Idle => (on_a_cluster(options.debug, |bed, _| idle::idle(bed))?, None),
+        Name::Bus => bus::run(options).map(|(report, table)| (report, Some(table)))?,
     };
-    report["build"] = if debug { "debug" } else { "release" }.into();
-    if json {
-        println!("{report}");
-    } else {
-        println!("{report:#}");
+    report["build"] = if options.debug { "debug" } else { "release" }.into();
+    match table {
+        _ if options.json => println!("{report}"),
+        Some(table) => print!("{table}"),
+        None => println!("{report:#}"),
     }
     Ok(())
 }

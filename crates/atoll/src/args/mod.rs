@@ -1,6 +1,7 @@
 //! The command line. Every command has a help text with examples; docs/reference/cli.md is made from them.
 
 mod account;
+mod bus;
 mod cluster;
 mod project;
 mod server;
@@ -8,7 +9,7 @@ mod work;
 
 use clap::{Parser, Subcommand};
 
-pub use self::{account::*, cluster::*, project::*, server::*, work::*};
+pub use self::{account::*, bus::*, cluster::*, project::*, server::*, work::*};
 use crate::values::Pair;
 
 const AFTER: &str = "\
@@ -76,6 +77,8 @@ pub enum Command {
     Host(Host),
     #[command(subcommand)]
     Operation(Operation),
+    #[command(subcommand)]
+    Bus(Bus),
     Doctor(DoctorArgs),
     Health(HealthArgs),
     #[command(subcommand)]
@@ -171,6 +174,11 @@ mod tests {
             "atoll operation info 0198c0de-0000-7000-8000-000000000001",
             "atoll operation wait 0198c0de-0000-7000-8000-000000000001 --timeout 5m",
             "atoll operation cancel 0198c0de-0000-7000-8000-000000000001",
+            "atoll bus bench",
+            "atoll bus bench --server nats://127.0.0.1:1 --token-file t --publishers 8 --size 4K --duration 500ms --batch 1M --json",
+            "atoll bus bench --subscribers 8 --groups 4 --user u --password-file p",
+            "atoll bus bench --wildcards --churn --warm-up 0s --window 4M",
+            "atoll bus bench --request --in-flight 16",
             "atoll doctor --config f --json",
             "atoll health",
             "atoll dev bus",
@@ -201,6 +209,14 @@ mod tests {
             "atoll cp a",
             "atoll operation info thesis",
             "atoll completion tcl",
+            "atoll bus",
+            "atoll bus bench --publishers 0",
+            "atoll bus bench --user u",
+            "atoll bus bench --user u --password-file p --token-file t",
+            "atoll bus bench --churn",
+            "atoll bus bench --in-flight 4",
+            "atoll bus bench --request --subscribers 2",
+            "atoll bus bench --groups 2 --wildcards",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

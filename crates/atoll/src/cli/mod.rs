@@ -1,6 +1,7 @@
 //! The user's commands. Each gets a [`Context`], speaks to a master or host, and shows the result.
 
 mod account;
+mod bus;
 mod completion;
 mod cp;
 mod doctor;
@@ -100,6 +101,7 @@ pub async fn run(context: &Context, command: Command) -> Result<u8> {
         Command::Files(args) => files::run(context, args).await,
         Command::Host(args) => host::run(context, args).await,
         Command::Operation(args) => operation::run(context, args).await,
+        Command::Bus(args) => bus::run(context, args).await,
         Command::Doctor(args) => return doctor::run(context, args).await,
         Command::Health(_) => health(context).await,
         Command::Completion(args) => completion(args.shell),

@@ -131,6 +131,11 @@ impl Replies {
         }
     }
 
+    #[cfg(all(test, feature = "model"))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

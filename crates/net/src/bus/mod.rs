@@ -22,6 +22,8 @@ mod model;
 mod nkey;
 mod operations;
 mod outbound;
+#[cfg(test)]
+mod properties;
 mod pump;
 mod rights;
 mod router;

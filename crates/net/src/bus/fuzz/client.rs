@@ -57,7 +57,8 @@ pub(crate) async fn connection(data: &[u8]) {
     let options = Options { pending_bytes: 4096, subscription_messages: 4, subscription_bytes: 1024, ..Options::default() };
     let user = tokio::spawn(async move {
         let Ok(client) = client::connect(ours, options).await else { return };
-        let (subscribed, asked) = tokio::join!(client.subscribe("a.>", None), client.request(Message::new("a.x", "?"), Duration::from_secs(3)));
+        let (subscribed, asked) =
+            tokio::join!(client.subscribe("a.>", None), client.request(Message::new("a.x", "?"), Duration::from_secs(3)));
         if let Err(error) = asked {
             assert!(error.code != ErrorCode::Internal, "{error:?}");
         }
@@ -78,7 +79,9 @@ pub(crate) async fn connection(data: &[u8]) {
                     tokio::time::sleep(time).await;
                     true
                 }
-                Act::Reading(true) => tokio::time::timeout(Duration::from_millis(1), theirs.read(&mut [0; 512])).await.is_ok_and(|read| read.is_ok()),
+                Act::Reading(true) => {
+                    tokio::time::timeout(Duration::from_millis(1), theirs.read(&mut [0; 512])).await.is_ok_and(|read| read.is_ok())
+                }
                 Act::Shut => theirs.shutdown().await.is_ok(),
                 Act::Drop => false,
                 _ => {

@@ -16,8 +16,14 @@ pub(crate) struct Heard {
 }
 
 /// -ERR after which a connection goes on, by how they begin.
-const HARMLESS: &[&str] =
-    &["Permissions Violation", "Invalid Publish Subject", "Invalid Subject", "Invalid Reply Subject", "Invalid Message Headers", "maximum subscriptions exceeded"];
+const HARMLESS: &[&str] = &[
+    "Permissions Violation",
+    "Invalid Publish Subject",
+    "Invalid Subject",
+    "Invalid Reply Subject",
+    "Invalid Message Headers",
+    "maximum subscriptions exceeded",
+];
 
 impl Heard {
     pub(crate) fn hear(&mut self, bytes: &[u8], max_payload: usize) {
@@ -68,7 +74,14 @@ impl Heard {
     }
 }
 
-fn message(rest: &[u8], subject: &[u8], sid: &[u8], reply: &[&[u8]], (next, head, total): (usize, usize, usize), max: usize) -> Option<usize> {
+fn message(
+    rest: &[u8],
+    subject: &[u8],
+    sid: &[u8],
+    reply: &[&[u8]],
+    (next, head, total): (usize, usize, usize),
+    max: usize,
+) -> Option<usize> {
     let text = |bytes| std::str::from_utf8(bytes).expect("subjects are text");
     assert!(is_literal(text(subject), usize::MAX) && !sid.is_empty());
     assert!(!subject.starts_with(b"secret."), "nobody on a wire may read it");

