@@ -1,0 +1,31 @@
+//! nats-py. What it is tried with is in python/checks.py.
+
+use crate::{
+    matrix::Row,
+    stand::{INBOX, Stand, TOKEN},
+    tools,
+};
+
+async fn try_it(client: &'static str, url: impl Fn(&Stand) -> String) {
+    let mut row = Row::new(client);
+    let python = match tools::python().await {
+        Ok(python) => python,
+        Err(reason) => return row.skip(&reason),
+    };
+    let stand = Stand::start().await;
+    let mut program = tools::command(python);
+    program.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/python/checks.py"));
+    program.env("ATOLL_BUS", url(&stand)).env("ATOLL_TOKEN", TOKEN).env("ATOLL_INBOX_PREFIX", INBOX);
+    tools::check(&mut program, &mut row).await;
+    row.all_passed();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_py_over_tcp() {
+    try_it("nats-py, TCP", Stand::tcp_url).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_py_over_websocket() {
+    try_it("nats-py, WebSocket", Stand::websocket_url).await;
+}

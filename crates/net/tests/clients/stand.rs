@@ -1,0 +1,103 @@
+//! A bus for clients: over TCP and WebSocket, with a token, an echo, and a restart when a client asks for it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use atoll_contract::{Error, ErrorCode, subject::Permissions};
+use atoll_net::{
+    bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router},
+    clock::SystemClock,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub(crate) const TOKEN: &str = "a-connect-token";
+pub(crate) const INBOX: &str = "_INBOX.alice";
+
+/// Ends with its value.
+pub(crate) struct Stand {
+    pub(crate) tcp: SocketAddr,
+    pub(crate) websocket: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Stand {
+    pub(crate) async fn start() -> Self {
+        let (tcp, websocket) = (listen(any()).await, listen(any()).await);
+        let addresses = (tcp.local_addr().unwrap(), websocket.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(tcp, websocket, stop.clone()));
+        Self { tcp: addresses.0, websocket: addresses.1, _stop: stop.drop_guard() }
+    }
+
+    pub(crate) fn tcp_url(&self) -> String {
+        format!("nats://{}", self.tcp)
+    }
+
+    pub(crate) fn websocket_url(&self) -> String {
+        format!("ws://{}/bus", self.websocket)
+    }
+}
+
+fn any() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+}
+
+async fn listen(address: SocketAddr) -> TcpListener {
+    TcpListener::bind(address).await.unwrap()
+}
+
+/// One bus after the other at the same addresses, each without a memory of the one before.
+async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, stop: CancellationToken) {
+    let addresses = (tcp.local_addr().unwrap(), websocket.local_addr().unwrap());
+    loop {
+        let (router, auth, cancel) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Door), stop.child_token());
+        let conn = router.connect("the test", None);
+        let mut restart = conn.subscribe("control.restart", None).await.unwrap();
+        tokio::spawn(echo(conn.clone()));
+        let by_tcp = tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone()));
+        let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, auth, cancel.clone()));
+        tokio::select! {
+            _ = restart.next() => {}
+            () = stop.cancelled() => return,
+        }
+        cancel.cancel();
+        by_tcp.await.unwrap();
+        by_websocket.await.unwrap();
+        (tcp, websocket) = (listen(addresses.0).await, listen(addresses.1).await);
+    }
+}
+
+async fn echo(conn: Arc<dyn Conn>) {
+    let mut asked = conn.subscribe("svc.echo", None).await.unwrap();
+    while let Some(Message { reply: Some(reply), headers, payload, .. }) = asked.next().await {
+        if conn.publish(Message { subject: reply, reply: None, headers, payload }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets in who has the token, with what a user typically may.
+struct Door;
+
+impl Authenticator for Door {
+    fn connect(&self, credentials: &Credentials) -> Result<Vec<Grant>, Error> {
+        if credentials.token.as_deref() != Some(TOKEN) {
+            return Err(Error::new(ErrorCode::Unauthenticated, "The token isn't valid."));
+        }
+        let all = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        let permissions = Permissions {
+            publish: all(&["svc.>", "control.>", "t.>"]),
+            subscribe: all(&["t.>", &format!("{INBOX}.>")]),
+            responses: true,
+            ..Permissions::default()
+        };
+        Ok(vec![Grant { key: "alice".into(), permissions, account: None, expires_at: None }])
+    }
+}
+
+/// The bound of every wait in these tests: far beyond what a slow machine needs.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
