@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 pub mod client;
 mod client_task;
+mod error;
 mod inlet;
 mod limits;
 mod local;
@@ -26,6 +27,7 @@ mod trie;
 mod websocket;
 mod wire;
 
+pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};
@@ -37,6 +39,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Headers {
     /// The status line's code, such as 503 for "no responders".
     pub status: Option<u16>,
+    /// The status line's text after the code, such as `stale_assignment`; empty for none, and without a code never sent.
+    pub description: String,
     pub fields: Vec<(String, String)>,
 }
 
