@@ -132,6 +132,11 @@ impl Observations {
         self.0.get(&host).filter(|heard| heard.reports_at(now)).map(|heard| heard.facts.public_url.clone())
     }
 
+    /// Whether it hasn't reported for as long as a host may; `since` is when it could first.
+    pub(super) fn silent(&self, host: HostId, since: Timestamp, now: Timestamp) -> bool {
+        now.since(self.0.get(&host).map_or(since, |heard| heard.last_report)) >= OFFLINE_AFTER
+    }
+
     pub(super) fn view(&self, row: &HostRow, assigned: u32, now: Timestamp) -> HostView {
         let heard = self.0.get(&row.id);
         let state = match heard {
