@@ -6,6 +6,7 @@ mod golden;
 mod grants;
 mod lifecycle;
 mod protocol;
+mod rights;
 mod slow;
 mod stock;
 mod support;
