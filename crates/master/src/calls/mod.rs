@@ -26,6 +26,7 @@ pub(crate) use self::{
     places::{Place, Places, StorePlaces},
     serve::serve,
 };
+use crate::hosts::Presence;
 
 /// What calls may take of the master.
 #[derive(Debug, Clone)]
@@ -42,8 +43,8 @@ pub(crate) struct Bounds {
     pub bytes: usize,
     /// Of one account.
     pub bytes_per_account: usize,
-    /// How long a call waits for a host that isn't connected: as long as one takes to come back that has lost its connection, or whose master has
-    /// just started.
+    /// How long a call waits for a host that reports and isn't connected, having just lost its connection. For one that is expected, since this
+    /// master has just started, it waits as long as it may, and for a silent one not at all.
     pub host_wait: Duration,
     /// How long a host may take before it is asked whether it is still there, and how long for the answer to that. A host that is gone is known
     /// after the sum.
@@ -185,21 +186,27 @@ impl Calls {
         Err(Error::new(ErrorCode::Forbidden, words))
     }
 
-    /// Asks a host, and waits for it a moment if it isn't connected.
+    /// Asks a host, and waits for it if it isn't connected and may be soon.
     async fn reach(&self, caller: Caller, place: &Place, request: &Request, deadline: Instant) -> Result<Message, Error> {
-        let until = deadline.min(Instant::now() + self.0.bounds.host_wait);
+        let patience = Instant::now() + self.0.bounds.host_wait;
         let mut pause = FIRST_PAUSE;
         loop {
             match self.ask(caller, place, request, deadline).await {
                 Asked::Answered(answer) => return Ok(answer),
                 Asked::Refused(error) => return Err(error),
-                Asked::Nobody if Instant::now() < until && !self.0.places.silent(place.host) => {
-                    sleep_until(until.min(Instant::now() + pause)).await;
-                    pause = (pause * 2).min(LAST_PAUSE);
-                }
-                Asked::Nobody => return Err(host_unavailable(place, "isn't connected to the master")),
                 Asked::Silent => return Err(host_unavailable(place, "doesn't answer")),
+                Asked::Nobody => {}
             }
+            let until = match self.0.places.presence(place.host) {
+                Presence::Expected => deadline,
+                Presence::Reporting => patience.min(deadline),
+                Presence::Silent => Instant::now(),
+            };
+            if Instant::now() >= until {
+                return Err(host_unavailable(place, "isn't connected to the master"));
+            }
+            sleep_until(until.min(Instant::now() + pause)).await;
+            pause = (pause * 2).min(LAST_PAUSE);
         }
     }
 

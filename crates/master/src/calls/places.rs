@@ -6,7 +6,11 @@ use atoll_contract::{Error, ErrorCode, Generation, HostId, ProjectId, Role, proj
 use atoll_net::bus::BoxFuture;
 
 use super::Caller;
-use crate::{edge::internal, hosts::Hosts, store::Store};
+use crate::{
+    edge::internal,
+    hosts::{Hosts, Presence},
+    store::Store,
+};
 
 /// A project's place, with the caller's role.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +27,7 @@ pub(crate) trait Places: Send + Sync + 'static {
     /// `not_found`, also for a project that the caller may not know of; `conflict` if it is being deleted.
     fn find(&self, caller: Caller, project: ProjectId) -> BoxFuture<'_, Result<Place, Error>>;
 
-    /// Whether a host has been silent for so long that nobody should wait for it.
-    fn silent(&self, host: HostId) -> bool;
+    fn presence(&self, host: HostId) -> Presence;
 }
 
 /// The store's map, which is the only one.
@@ -57,7 +60,7 @@ impl Places for StorePlaces {
         Box::pin(self.find_now(caller, project))
     }
 
-    fn silent(&self, host: HostId) -> bool {
-        self.hosts.silent(host)
+    fn presence(&self, host: HostId) -> Presence {
+        self.hosts.presence(host)
     }
 }

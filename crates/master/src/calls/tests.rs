@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -36,7 +36,7 @@ fn place(n: u8, generation: u64, role: Role) -> Place {
 struct Told {
     places: Mutex<VecDeque<Result<Place, Error>>>,
     looks: AtomicUsize,
-    silent: AtomicBool,
+    presence: Mutex<Presence>,
     /// A look waits until there is a permit.
     gate: tokio::sync::Semaphore,
 }
@@ -51,8 +51,8 @@ impl Places for Told {
         })
     }
 
-    fn silent(&self, _: HostId) -> bool {
-        self.silent.load(Ordering::SeqCst)
+    fn presence(&self, _: HostId) -> Presence {
+        *self.presence.lock().unwrap()
     }
 }
 
@@ -66,7 +66,7 @@ struct Rig {
 fn rig_with(bounds: Bounds, places: &[Place]) -> Rig {
     let bus = Router::new(BusLimits::default(), TestClock::at(Timestamp::from_millis(0)));
     let (places, gate) = (places.iter().cloned().map(Ok).collect(), tokio::sync::Semaphore::new(1));
-    let told = Arc::new(Told { places: Mutex::new(places), looks: AtomicUsize::new(0), silent: AtomicBool::new(false), gate });
+    let told = Arc::new(Told { places: Mutex::new(places), looks: AtomicUsize::new(0), presence: Mutex::new(Presence::Reporting), gate });
     let stop = CancellationToken::new();
     let calls = Calls::new(told.clone(), bus.connect("master", None), bounds, &stop);
     Rig { calls, told, bus, stop }
@@ -272,10 +272,18 @@ async fn a_host_that_is_just_coming_back_is_waited_for_and_one_that_does_not_com
     assert!(matches!(empty.code("agent.info", Duration::from_millis(300)).await, ErrorCode::HostUnavailable | ErrorCode::TimedOut));
     assert_eq!(begun.elapsed().as_millis(), 300);
     // nobody waits for a host that has been silent for long
-    empty.told.silent.store(true, Ordering::SeqCst);
+    *empty.told.presence.lock().unwrap() = Presence::Silent;
     let begun = Instant::now();
     assert_eq!(empty.code("agent.info", LONG).await, ErrorCode::HostUnavailable);
     assert_eq!(begun.elapsed(), Duration::ZERO);
+    // one that this master hasn't heard of yet has all the time that the call has
+    *empty.told.presence.lock().unwrap() = Presence::Expected;
+    let come = async {
+        sleep(Duration::from_secs(15)).await;
+        empty.host(2, good).await
+    };
+    let (answer, heard) = tokio::join!(empty.call("agent.info", LONG), come);
+    assert_eq!((&answer.unwrap().payload[..], heard.load(Ordering::SeqCst)), (&b"?"[..], 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ use atoll_net::clock::SharedClock;
 use tokio::sync::{broadcast, mpsc};
 
 pub(crate) use authenticator::{MasterAuthenticator, host_grant, identity_grant};
-pub(crate) use observations::Observed;
+pub(crate) use observations::{Observed, Presence};
 pub(crate) use reports::{REPORTS, announce_changes, serve_reports, watch_for_silence};
 
 use crate::{
@@ -227,11 +227,10 @@ impl Hosts {
         self.look(|state| state.observations.public_url(host, now))
     }
 
-    /// Whether a host has been silent for so long that nobody should wait for it. One that hasn't reported since this process began may just be
-    /// connecting again.
-    pub(crate) fn silent(&self, host: HostId) -> bool {
+    /// Whether a host is there, as far as its reports say.
+    pub(crate) fn presence(&self, host: HostId) -> Presence {
         let now = self.clock.now();
-        self.look(|state| state.observations.silent(host, self.since, now))
+        self.look(|state| state.observations.presence(host, self.since, now))
     }
 
     pub(crate) fn by_key(&self, public_key: &str) -> Option<HostId> {

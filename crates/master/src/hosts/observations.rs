@@ -47,6 +47,15 @@ pub(crate) struct Observed {
     pub used_bytes: Option<u64>,
 }
 
+/// Whether a host is there, as far as its reports say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Reporting,
+    /// It hasn't reported to this process, which began so short a time ago that it may still be connecting again.
+    Expected,
+    Silent,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Receipt {
     /// `changed` are the projects of which something else is known now; `back` says that the host was silent before.
@@ -132,9 +141,13 @@ impl Observations {
         self.0.get(&host).filter(|heard| heard.reports_at(now)).map(|heard| heard.facts.public_url.clone())
     }
 
-    /// Whether it hasn't reported for as long as a host may; `since` is when it could first.
-    pub(super) fn silent(&self, host: HostId, since: Timestamp, now: Timestamp) -> bool {
-        now.since(self.0.get(&host).map_or(since, |heard| heard.last_report)) >= OFFLINE_AFTER
+    /// `since` is when it could first report.
+    pub(super) fn presence(&self, host: HostId, since: Timestamp, now: Timestamp) -> Presence {
+        match self.0.get(&host) {
+            Some(heard) if heard.reports_at(now) => Presence::Reporting,
+            None if now.since(since) < OFFLINE_AFTER => Presence::Expected,
+            _ => Presence::Silent,
+        }
     }
 
     pub(super) fn view(&self, row: &HostRow, assigned: u32, now: Timestamp) -> HostView {
