@@ -50,6 +50,13 @@ pub struct Node {
     storage: Arc<dyn Storage>,
 }
 
+impl Node {
+    /// The host itself; none while it is stopped.
+    pub fn host(&self) -> Option<&RunningHost> {
+        self.running.as_ref()
+    }
+}
+
 impl Cluster {
     /// A master with its first account, without hosts.
     ///

@@ -29,6 +29,19 @@ impl Role {
     pub const fn may_write(self) -> bool {
         matches!(self, Self::Collaborator | Self::Owner)
     }
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Collaborator => "collaborator",
+            Self::Owner => "owner",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == word)
+    }
 }
 
 /// The claims of a connect token: one account's right to one project on one host, at one generation.

@@ -87,6 +87,32 @@ impl ErrorCode {
         }
     }
 
+    /// The status of a bus message that carries this code, in its status line (`NATS/1.0 421 stale_assignment`). The numbers are HTTP's on purpose:
+    /// NATS took its own from there, 503 ("no responders") and 408 among them. The payload, this error as JSON, is what tells such a message from
+    /// the bus's own 503, which has none.
+    pub const fn nats_status(self) -> u16 {
+        self.http_status()
+    }
+
+    /// The code that a status stands for if the message says no more; none for a status that isn't an error.
+    pub const fn from_nats_status(status: u16) -> Option<Self> {
+        Some(match status {
+            0..400 => return None,
+            400 => Self::InvalidArgument,
+            401 => Self::Unauthenticated,
+            403 => Self::Forbidden,
+            404 => Self::NotFound,
+            408 => Self::TimedOut,
+            409 => Self::Conflict,
+            413 => Self::TooLarge,
+            421 => Self::StaleAssignment,
+            429 => Self::LimitExceeded,
+            501 => Self::Unsupported,
+            503 => Self::NoResponders,
+            _ => Self::Internal,
+        })
+    }
+
     /// Whether the same call may well succeed later without anyone mending anything.
     pub const fn retryable(self) -> bool {
         matches!(

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod api;
 pub mod bus;
+pub mod call;
 pub mod claims;
 pub mod command;
 pub mod error;

@@ -22,6 +22,25 @@ pub struct Permissions {
     pub mappings: Vec<Mapping>,
 }
 
+impl Permissions {
+    /// Whether `publish` covers a subject without wildcards, for who decides in another's name. (A bus has its own, faster way.)
+    pub fn may_publish(&self, subject: &str) -> bool {
+        self.publish.iter().any(|pattern| covers(pattern, subject))
+    }
+}
+
+/// Whether a pattern covers a subject without wildcards.
+fn covers(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (None, None) | (Some(">"), Some(_)) => return true,
+            (Some(wanted), Some(token)) if wanted == "*" || wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
 /// A publication to a subject that `pattern` covers enters the bus as `<prefix>.<subject>` (NATS's import of a service with a mapped subject). The
 /// prefix names who publishes, so that the receiver knows it from the subject, which the publisher can't forge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +59,11 @@ pub const BUS_PING: &str = "_ATOLL.ping";
 
 /// Where the bus says what it does, as [`BusReport`](crate::bus::BusReport), to whoever may publish to this subject.
 pub const BUS_STATS: &str = "_ATOLL.stats";
+
+/// Where the masters hear all calls; see [`crate::call`].
+pub const CALLS: &str = "call.*.project.>";
+/// The queue group of the masters there: one of them takes each call.
+pub const CALLS_QUEUE: &str = "calls";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +94,12 @@ pub fn stream(project: ProjectId, stream: &str, part: &str) -> String {
 /// Where the master sends a host its commands.
 pub fn host_command(host: HostId) -> String {
     format!("host.{host}.command")
+}
+
+/// Where the master hands a host the calls to its projects. A message without headers and payload is answered at once with an empty one: so the
+/// master asks whether the host is still there.
+pub fn host_call(host: HostId) -> String {
+    format!("host.{host}.call")
 }
 
 /// Where a host sends its reports.
@@ -113,7 +143,7 @@ pub fn agent_permissions(id: ProjectId) -> Permissions {
 pub fn host_permissions(id: HostId) -> Permissions {
     Permissions {
         publish: vec![host_report(id)],
-        subscribe: vec![host_command(id), format!("_INBOX.{id}.>")],
+        subscribe: vec![host_command(id), host_call(id), format!("_INBOX.{id}.>")],
         responses: true,
         ..Permissions::default()
     }
@@ -121,7 +151,11 @@ pub fn host_permissions(id: HostId) -> Permissions {
 
 /// What a logged-in account may do on the master's bus.
 pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
-    Permissions { subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))], ..Permissions::default() }
+    Permissions {
+        subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))],
+        mappings: vec![Mapping { pattern: "project.*.>".into(), prefix: format!("call.{id}") }],
+        ..Permissions::default()
+    }
 }
 
 #[cfg(test)]
@@ -130,18 +164,59 @@ mod tests {
 
     use super::*;
 
+    fn check(name: &str, table: &[(String, Permissions)]) {
+        let mut text = String::new();
+        for (who, permissions) in table {
+            writeln!(text, "{who}").unwrap();
+            permissions.publish.iter().for_each(|subject| writeln!(text, "  publish   {subject}").unwrap());
+            permissions.subscribe.iter().for_each(|subject| writeln!(text, "  subscribe {subject}").unwrap());
+            permissions
+                .mappings
+                .iter()
+                .for_each(|Mapping { pattern, prefix }| writeln!(text, "  map       {pattern} below {prefix}").unwrap());
+            if permissions.responses {
+                writeln!(text, "  answers").unwrap();
+            }
+        }
+        insta::with_settings!({ snapshot_path => "../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_snapshot!(name, text);
+        });
+    }
+
     #[test]
     fn roles_are_as_in_the_golden_table() {
         let id = "0198c0de-0000-7000-8000-000000000003".parse().unwrap();
-        let mut text = String::new();
-        for role in Role::ALL {
-            let permissions = project_permissions(id, role, "JTI");
-            writeln!(text, "{role:?}").unwrap();
-            permissions.publish.iter().for_each(|subject| writeln!(text, "  publish   {subject}").unwrap());
-            permissions.subscribe.iter().for_each(|subject| writeln!(text, "  subscribe {subject}").unwrap());
+        check("roles", &Role::ALL.map(|role| (format!("{role:?}"), project_permissions(id, role, "JTI"))));
+    }
+
+    #[test]
+    fn others_are_as_in_the_golden_table() {
+        let text = "0198c0de-0000-7000-8000-000000000003";
+        let table = [
+            ("Agent".into(), agent_permissions(text.parse().unwrap())),
+            ("Host".into(), host_permissions(text.parse().unwrap())),
+            ("Account".into(), account_permissions(text.parse().unwrap(), "JTI")),
+        ];
+        check("members", &table);
+    }
+
+    #[test]
+    fn patterns_cover_subjects() {
+        for (pattern, subject, covered) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.c", false),
+            ("a.b", "a", false),
+            ("a.b", "a.b.c", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a", false),
+            ("a.*.c", "a.b.c", true),
+            ("a.>", "a.b.c", true),
+            ("a.>", "a", false),
+            ("a.>", "b.c", false),
+            (">", "a", true),
+            ("a*", "ab", false),
+        ] {
+            assert_eq!(covers(pattern, subject), covered, "{pattern} {subject}");
         }
-        insta::with_settings!({ snapshot_path => "../tests/golden", prepend_module_to_snapshot => false, omit_expression => true }, {
-            insta::assert_snapshot!("roles", text);
-        });
     }
 }

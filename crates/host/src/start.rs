@@ -100,6 +100,7 @@ pub async fn start(
         facts: facts(&config, &public_url, &*runtime, &*storage),
         bounds: Bounds { max_running: config.max_running, disk_reserve_bytes: config.disk_reserve_bytes },
         projects: projects.clone(),
+        bus: router.clone(),
         storage,
         keys,
         clock,

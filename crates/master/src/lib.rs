@@ -1,9 +1,10 @@
 //! The master: it decides. Accounts, hosts, placement, durable operations, and the way to each project.
 //!
-//! `api > auth > projects > placement > operations > routing > store`; the modules use those to their right, never to their left.
+//! `api > auth > calls > projects > placement > operations > routing > store`; the modules use those to their right, never to their left.
 
 mod api;
 mod auth;
+mod calls;
 mod config;
 mod edge;
 mod hosts;

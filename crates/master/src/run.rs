@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use atoll_contract::{Error, ErrorCode, Timestamp, api::JoinTokenRequest};
+use atoll_contract::{
+    Error, ErrorCode, Timestamp,
+    api::JoinTokenRequest,
+    subject::{CALLS, CALLS_QUEUE},
+};
 use atoll_net::{
     bus::{Authenticator, BusLimits, Router},
     clock::SharedClock,
@@ -20,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::{self, Master},
     auth::Auth,
+    calls::{self, Calls, StorePlaces},
     config::MasterConfig,
     edge::config_error,
     hosts::{Hosts, MasterAuthenticator, REPORTS, announce_changes, serve_reports, watch_for_silence},
@@ -41,6 +46,7 @@ pub struct RunningMaster {
     bus_addr: Option<SocketAddr>,
     url: String,
     master: Option<Arc<Master>>,
+    calls: Calls,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Held as long as the master uses its directory.
@@ -82,6 +88,8 @@ impl RunningMaster {
     /// Stops accepting, lets requests end, stops operations where they are (they are saved), and closes the store. Bounded: takes at
     /// most some seconds for each.
     pub async fn shutdown(mut self) {
+        // first, while whoever waits for an answer is still connected
+        self.calls.stop(DRAIN).await;
         self.stop.cancel();
         let Some(master) = self.master.take() else { return };
         master.projects.executor.stop(DRAIN).await;
@@ -135,6 +143,10 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     let bus = Router::new(BusLimits::default(), clock.clone());
     let conn = bus.connect("master", None);
     let reports = conn.subscribe(REPORTS, None).await?;
+    let places = Arc::new(StorePlaces { store: store.clone(), hosts: hosts.clone() });
+    let calls = Calls::new(places, conn.clone(), calls::Bounds::default(), &stop);
+    let incoming = conn.subscribe(CALLS, Some(CALLS_QUEUE)).await?;
+    tasks.spawn(calls::serve(calls.clone(), conn.clone(), incoming));
     tasks.spawn(serve_reports(hosts.clone(), conn.clone(), reports, stop.clone()));
     tasks.spawn(watch_for_silence(hosts.clone(), stop.clone()));
     tasks.spawn(announce_changes(hosts.clone(), store.clone(), conn.clone(), changes, stop.clone()));
@@ -157,7 +169,7 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
-    Ok(RunningMaster { addr, bus_addr, url, master: Some(master), tasks, stop, lock })
+    Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls, tasks, stop, lock })
 }
 
 /// Makes the directory if need be and takes it for this process.

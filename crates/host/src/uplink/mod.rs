@@ -1,6 +1,7 @@
 //! The way to the master: one connection to its bus, over which commands come and reports go. It comes back by itself, and nothing that
 //! users do on this host waits for it.
 
+mod calls;
 mod capacity;
 mod report;
 
@@ -12,7 +13,10 @@ use atoll_contract::{
     host::HostFacts,
     subject,
 };
-use atoll_net::clock::{SharedClock, random_text};
+use atoll_net::{
+    bus::{BoxFuture, Router},
+    clock::{SharedClock, random_text},
+};
 use futures_util::StreamExt;
 use tokio::{
     sync::{Semaphore, watch},
@@ -36,6 +40,8 @@ pub(crate) struct Uplink {
     pub(crate) facts: HostFacts,
     pub(crate) bounds: Bounds,
     pub(crate) projects: Projects,
+    /// The host's own bus, which calls are asked on.
+    pub(crate) bus: Arc<Router>,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) keys: SharedKeys,
     pub(crate) clock: SharedClock,
@@ -63,8 +69,10 @@ impl Uplink {
             }
         };
         let commands = serve_commands(client.clone(), subject::host_command(self.identity.host), self.projects.clone());
+        let calls = calls::Calls::new(client.clone(), &self.bus, self.projects.clone());
+        let calls = calls.serve(subject::host_call(self.identity.host));
         let reporter = report::Reporter::new(self, client);
-        tokio::join!(commands, reporter.run(connection));
+        tokio::join!(commands, calls, reporter.run(connection));
     }
 
     fn options(&self, connections: watch::Sender<u64>) -> async_nats::ConnectOptions {
@@ -105,14 +113,23 @@ fn delay(attempts: usize, random: &str) -> Duration {
     most.mul_f64(0.5 + f64::from(share) / f64::from(1u32 << 21))
 }
 
-async fn serve_commands(client: async_nats::Client, subject: String, projects: Projects) {
-    let room = Arc::new(Semaphore::new(MAX_COMMANDS));
+/// What a message from the master asks for.
+enum Work {
+    /// A few words, before the next message is looked at.
+    AtOnce(BoxFuture<'static, ()>),
+    /// A task of its own, bounded by who gives it.
+    Apart(BoxFuture<'static, ()>),
+    Nothing,
+}
+
+/// Hears what the master sends to a subject. The tasks that it began end with it.
+async fn hear(client: async_nats::Client, subject: String, mut take: impl FnMut(async_nats::Message) -> Work) {
     let mut answering = JoinSet::new();
     loop {
         let mut messages = match client.subscribe(subject.clone()).await {
             Ok(messages) => messages,
             Err(error) => {
-                tracing::error!(%error, "the master's commands can't be heard");
+                tracing::error!(subject, %error, "the master can't be heard");
                 tokio::time::sleep(FIRST_DELAY).await;
                 continue;
             }
@@ -122,33 +139,45 @@ async fn serve_commands(client: async_nats::Client, subject: String, projects: P
                 message = messages.next() => message,
                 Some(ended) = answering.join_next() => {
                     if let Err(error) = ended {
-                        tracing::error!(%error, "answering a command broke off");
+                        tracing::error!(subject, %error, "answering the master broke off");
                     }
                     continue;
                 }
             };
             let Some(message) = message else { break };
-            let Some(reply_to) = message.reply else {
-                tracing::warn!("a command without a reply subject is ignored");
-                continue;
-            };
-            let (client, projects, permit) = (client.clone(), projects.clone(), room.clone().try_acquire_owned());
-            let Ok(permit) = permit else {
-                let error = Error::new(ErrorCode::LimitExceeded, format!("This host answers {MAX_COMMANDS} commands at once."));
-                answer(&client, reply_to, &CommandReply::Failed { error }).await;
-                continue;
-            };
-            answering.spawn(async move {
-                let reply = match serde_json::from_slice::<Command>(&message.payload) {
-                    Ok(command) => projects.command(command).await,
-                    Err(error) => CommandReply::Failed { error: Error::invalid(format!("This isn't a command: {error}.")) },
-                };
-                answer(&client, reply_to, &reply).await;
-                drop(permit);
-            });
+            match take(message) {
+                Work::AtOnce(work) => work.await,
+                Work::Apart(work) => drop(answering.spawn(work)),
+                Work::Nothing => {}
+            }
         }
         tokio::time::sleep(FIRST_DELAY).await;
     }
+}
+
+async fn serve_commands(client: async_nats::Client, subject: String, projects: Projects) {
+    let room = Arc::new(Semaphore::new(MAX_COMMANDS));
+    let answering = client.clone();
+    let take = move |message: async_nats::Message| {
+        let Some(reply_to) = message.reply else {
+            tracing::warn!("a command without a reply subject is ignored");
+            return Work::Nothing;
+        };
+        let (client, projects) = (answering.clone(), projects.clone());
+        let Ok(permit) = room.clone().try_acquire_owned() else {
+            let error = Error::new(ErrorCode::LimitExceeded, format!("This host answers {MAX_COMMANDS} commands at once."));
+            return Work::AtOnce(Box::pin(async move { answer(&client, reply_to, &CommandReply::Failed { error }).await }));
+        };
+        Work::Apart(Box::pin(async move {
+            let reply = match serde_json::from_slice::<Command>(&message.payload) {
+                Ok(command) => projects.command(command).await,
+                Err(error) => CommandReply::Failed { error: Error::invalid(format!("This isn't a command: {error}.")) },
+            };
+            answer(&client, reply_to, &reply).await;
+            drop(permit);
+        }))
+    };
+    hear(client, subject, take).await;
 }
 
 async fn answer(client: &async_nats::Client, to: async_nats::Subject, reply: &CommandReply) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use atoll_contract::{
-    AccountId, Error, ErrorCode, Generation, HostId, ProjectId,
+    AccountId, Error, ErrorCode, Generation, HostId, ProjectId, Timestamp,
     api::{HostPatch, JoinTokenReply, JoinTokenRequest},
     claims::Jwks,
     host::{HostReport, HostView, JoinReply, JoinRequest, ReportAck},
@@ -23,7 +23,7 @@ use atoll_net::clock::SharedClock;
 use tokio::sync::{broadcast, mpsc};
 
 pub(crate) use authenticator::{MasterAuthenticator, host_grant, identity_grant};
-pub(crate) use observations::Observed;
+pub(crate) use observations::{Observed, Presence};
 pub(crate) use reports::{REPORTS, announce_changes, serve_reports, watch_for_silence};
 
 use crate::{
@@ -44,6 +44,8 @@ pub(crate) struct Hosts {
     store: Store,
     clock: SharedClock,
     jwks: Jwks,
+    /// Since when hosts could report to this process.
+    since: Timestamp,
     state: RwLock<State>,
     /// Hosts that report again after a silence: whoever waits to try again tries now.
     back: broadcast::Sender<HostId>,
@@ -71,7 +73,8 @@ impl Hosts {
         let mut state = State::default();
         store.hosts().await.map_err(internal)?.into_iter().for_each(|row| state.admit(row));
         let (changes, changed) = mpsc::channel(CHANGES);
-        let hosts = Self { store, clock, jwks, state: RwLock::new(state), back: broadcast::channel(256).0, changes };
+        let since = clock.now();
+        let hosts = Self { store, clock, jwks, since, state: RwLock::new(state), back: broadcast::channel(256).0, changes };
         Ok((Arc::new(hosts), changed))
     }
 
@@ -222,6 +225,12 @@ impl Hosts {
     pub(crate) fn public_url(&self, host: HostId) -> Option<String> {
         let now = self.clock.now();
         self.look(|state| state.observations.public_url(host, now))
+    }
+
+    /// Whether a host is there, as far as its reports say.
+    pub(crate) fn presence(&self, host: HostId) -> Presence {
+        let now = self.clock.now();
+        self.look(|state| state.observations.presence(host, self.since, now))
     }
 
     pub(crate) fn by_key(&self, public_key: &str) -> Option<HostId> {

@@ -47,6 +47,15 @@ pub(crate) struct Observed {
     pub used_bytes: Option<u64>,
 }
 
+/// Whether a host is there, as far as its reports say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Reporting,
+    /// It hasn't reported to this process, which began so short a time ago that it may still be connecting again.
+    Expected,
+    Silent,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Receipt {
     /// `changed` are the projects of which something else is known now; `back` says that the host was silent before.
@@ -130,6 +139,15 @@ impl Observations {
 
     pub(super) fn public_url(&self, host: HostId, now: Timestamp) -> Option<String> {
         self.0.get(&host).filter(|heard| heard.reports_at(now)).map(|heard| heard.facts.public_url.clone())
+    }
+
+    /// `since` is when it could first report.
+    pub(super) fn presence(&self, host: HostId, since: Timestamp, now: Timestamp) -> Presence {
+        match self.0.get(&host) {
+            Some(heard) if heard.reports_at(now) => Presence::Reporting,
+            None if now.since(since) < OFFLINE_AFTER => Presence::Expected,
+            _ => Presence::Silent,
+        }
     }
 
     pub(super) fn view(&self, row: &HostRow, assigned: u32, now: Timestamp) -> HostView {

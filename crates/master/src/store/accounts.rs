@@ -98,6 +98,14 @@ impl Store {
         .await
     }
 
+    pub(crate) async fn account(&self, id: AccountId) -> Result<Option<AccountRow>> {
+        self.read(move |db| {
+            let sql = "SELECT id, name, admin, created_at FROM account WHERE id = $1";
+            one(db, sql, params![id.to_string()], |row| account(row, 0))
+        })
+        .await
+    }
+
     pub(crate) async fn credential(&self, name: String) -> Result<Option<Credential>> {
         self.read(move |db| {
             let sql = "SELECT id, name, admin, created_at, password FROM account WHERE lower(name) = lower($1)";

@@ -111,7 +111,14 @@ impl LocalConn {
             Verdict::Refused
         };
         let matched = if verdict == Verdict::Allowed { self.router.find(subject) } else { Matched::default() };
-        Found { subject: subject.clone(), mapped: None, prefix: self.router.stats.prefix(subject), verdict, matched, in_runs: OnceLock::new() }
+        Found {
+            subject: subject.clone(),
+            mapped: None,
+            prefix: self.router.stats.prefix(subject),
+            verdict,
+            matched,
+            in_runs: OnceLock::new(),
+        }
     }
 
     fn forbidden(&self, verb: &str, subject: &str) -> Error {

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 mod budget;
 pub mod client;
 mod client_task;
+mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "it is a test, built for the fuzzer, too")]
@@ -38,6 +39,7 @@ mod trie;
 mod websocket;
 mod wire;
 
+pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};
@@ -49,6 +51,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Headers {
     /// The status line's code, such as 503 for "no responders".
     pub status: Option<u16>,
+    /// The status line's text after the code, such as `stale_assignment`; empty for none, and without a code never sent.
+    pub description: String,
     pub fields: Vec<(String, String)>,
 }
 

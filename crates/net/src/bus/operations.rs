@@ -162,7 +162,7 @@ impl Connection {
             // as nats-server: who may not publish there at all hears that first
             let words = match found.verdict {
                 Verdict::Invalid => INVALID_SUBJECT.to_owned(),
-                Verdict::Refused if !bus_own(&found.subject) && !(self.rights.responses && self.session.may_respond(&found.subject)) => {
+                Verdict::Refused if !(bus_own(&found.subject) || self.rights.responses && self.session.may_respond(&found.subject)) => {
                     publish_violation(&found.subject)
                 }
                 Verdict::Allowed | Verdict::Refused => format!("Permissions Violation for Publish with Reply of {reply:?}"),

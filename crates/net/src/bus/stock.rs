@@ -224,8 +224,11 @@ async fn forward(mut subscriber: async_nats::Subscriber, sender: mpsc::Sender<Me
     let _ = subscriber.unsubscribe().await; // the client may have ended
 }
 
-fn from_stock(message: async_nats::Message) -> Message {
-    let mut headers = Headers { status: message.status.map(|status| status.as_u16()), ..Headers::default() };
+/// A message that the published client has received.
+pub fn from_stock(message: async_nats::Message) -> Message {
+    let status = message.status.map(|status| status.as_u16());
+    let description = message.description.filter(|_| status.is_some()).unwrap_or_default();
+    let mut headers = Headers { status, description, fields: Vec::new() };
     for (name, values) in message.headers.iter().flat_map(async_nats::HeaderMap::iter) {
         headers.fields.extend(values.iter().map(|value| (name.to_string(), value.to_string())));
     }

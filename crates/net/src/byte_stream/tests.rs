@@ -61,7 +61,7 @@ impl Conn for Lossy {
         if !state.lose.as_mut().is_some_and(|lose| lose(&message)) {
             let there = state.subscribers.get(&*message.subject).is_some_and(|to| to.try_send(message.clone()).is_ok());
             if let (false, Some(reply)) = (there, &message.reply) {
-                let headers = Headers { status: Some(503), fields: vec![] };
+                let headers = Headers { status: Some(503), ..Headers::default() };
                 if let Some(to) = state.subscribers.get(&**reply) {
                     let _ = to.try_send(Message { subject: reply.clone(), reply: None, headers, payload: Bytes::new() });
                 }
@@ -131,7 +131,7 @@ fn the_wire_form_is_as_documented() {
 fn what_is_malformed_is_refused() {
     let message = |fields: &[(&str, &str)], payload: usize| {
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Message { headers: Headers { status: None, fields }, ..Message::new(SUBJECT, vec![0; payload]) }
+        Message { headers: Headers { fields, ..Headers::default() }, ..Message::new(SUBJECT, vec![0; payload]) }
     };
     for (fields, payload) in [
         (&[][..], 1),

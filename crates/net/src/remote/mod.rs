@@ -17,7 +17,7 @@ pub use exec::{Exec, ExecCanceller, ExecExitWait, ExecOutput};
 pub use terminal::{Terminal, TerminalEvents, TerminalOutput, Viewer};
 
 use crate::{
-    bus::{Conn, Message},
+    bus::{Conn, Message, answered_error},
     clock::{SystemClock, random_text},
 };
 
@@ -41,6 +41,10 @@ async fn call<Q: Serialize, R: DeserializeOwned>(conn: &Arc<dyn Conn>, project: 
             .mend("Start the project, or wait until its start has finished."),
         _ => error,
     })?;
+    // by way of the master the errors of the way come as a status
+    if let Some(error) = answered_error(&answer) {
+        return Err(error);
+    }
     let reply: Reply<R> = serde_json::from_slice(&answer.payload)
         .map_err(|error| Error::internal(format!("The agent's answer to {rest} can't be read: {error}.")))?;
     reply.into()

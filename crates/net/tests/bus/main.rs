@@ -8,6 +8,7 @@ mod grants;
 mod lifecycle;
 mod memory;
 mod protocol;
+mod rights;
 mod slow;
 mod stats;
 mod stock;

@@ -26,6 +26,9 @@ pub(crate) fn well_formed(block: &[u8]) -> bool {
 /// # Errors
 /// `invalid_argument`, naming the field.
 pub(crate) fn check_headers(headers: &Headers) -> Result<(), Error> {
+    if headers.status.is_some_and(|status| status > 999) || !good_value(&headers.description) {
+        return Err(Error::invalid("The status line can't be sent."));
+    }
     match headers.fields.iter().find(|(name, value)| !good_name(name) || !good_value(value)) {
         Some((name, _)) => Err(Error::invalid(format!("The header {name:?} has a name or value that can't be sent."))),
         None => Ok(()),
@@ -45,10 +48,16 @@ pub(crate) fn encode_headers(headers: &Headers) -> Bytes {
     if headers.is_empty() {
         return Bytes::new();
     }
-    let mut out = BytesMut::with_capacity(32 + headers.fields.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>());
+    let mut out = BytesMut::with_capacity(
+        32 + headers.description.len() + headers.fields.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>(),
+    );
     out.put_slice(VERSION.as_bytes());
     if let Some(status) = headers.status {
         out.put_slice(format!(" {status:03}").as_bytes());
+        if !headers.description.is_empty() {
+            out.put_u8(b' ');
+            out.put_slice(headers.description.as_bytes());
+        }
     }
     out.put_slice(b"\r\n");
     for (name, value) in &headers.fields {
@@ -66,9 +75,11 @@ pub(crate) fn decode_headers(block: &[u8]) -> Headers {
     let text = String::from_utf8_lossy(block);
     let mut lines = text.split("\r\n");
     let first = lines.next().and_then(|line| line.strip_prefix(VERSION)).unwrap_or_default();
-    let status = first.split_ascii_whitespace().next().and_then(|code| code.parse().ok());
+    let (code, description) = first.trim().split_once(' ').unwrap_or((first.trim(), ""));
+    let status: Option<u16> = code.parse().ok();
+    let description = if status.is_some() { description.trim().to_owned() } else { String::new() };
     let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
-    Headers { status, fields: lines.filter_map(field).collect() }
+    Headers { status, description, fields: lines.filter_map(field).collect() }
 }
 
 #[cfg(test)]
@@ -81,6 +92,9 @@ mod tests {
     fn what_is_encoded_is_well_formed_and_comes_back() {
         let headers = Headers { status: Some(503), ..Headers::default() }.with("A", "x").with("a-b", "").with("A", "ü: y");
         let block = encode_headers(&headers);
+        let told = Headers { description: "No one there".into(), ..headers.clone() };
+        assert_eq!(decode_headers(&encode_headers(&told)), told);
+        assert!(well_formed(&encode_headers(&told)) && encode_headers(&told).starts_with(b"NATS/1.0 503 No one there\r\nA: x\r\n"));
         assert_eq!(&block[..], "NATS/1.0 503\r\nA: x\r\na-b: \r\nA: ü: y\r\n\r\n".as_bytes());
         assert!(well_formed(&block));
         assert_eq!(decode_headers(&block), headers);
@@ -110,6 +124,10 @@ mod tests {
             assert_eq!(well_formed(block.as_bytes()), good, "{block:?}");
         }
         assert!(!well_formed(b"NATS/1.0\r\nA: \xff\r\n\r\n"));
+        for (status, description) in [(1000, ""), (503, "a\r\nB: c"), (503, "a\n")] {
+            let headers = Headers { status: Some(status), description: description.into(), ..Headers::default() };
+            assert!(check_headers(&headers).is_err(), "{status} {description:?}");
+        }
         for (name, value) in [("", "x"), ("a b", "x"), ("a:", "x"), ("a\r\n", "x"), ("a", "x\r\nB: y"), ("a", "x\n")] {
             assert!(check_headers(&Headers::default().with(name, value)).is_err(), "{name:?} {value:?}");
         }
