@@ -72,6 +72,11 @@ pub fn host_command(host: HostId) -> String {
     format!("host.{host}.command")
 }
 
+/// Where a host says what its own bus does, as [`BusReport`](crate::bus::BusReport), to admins who ask by way of the master.
+pub fn host_stats(host: HostId) -> String {
+    format!("host.{host}.stats")
+}
+
 /// Where a host sends its reports.
 pub fn host_report(host: HostId) -> String {
     format!("host.{host}.report")
@@ -113,7 +118,7 @@ pub fn agent_permissions(id: ProjectId) -> Permissions {
 pub fn host_permissions(id: HostId) -> Permissions {
     Permissions {
         publish: vec![host_report(id)],
-        subscribe: vec![host_command(id), format!("_INBOX.{id}.>")],
+        subscribe: vec![host_command(id), host_stats(id), format!("_INBOX.{id}.>")],
         responses: true,
         ..Permissions::default()
     }
@@ -122,6 +127,11 @@ pub fn host_permissions(id: HostId) -> Permissions {
 /// What a logged-in account may do on the master's bus.
 pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
     Permissions { subscribe: vec![format!("account.{id}.>"), format!("{}.>", inbox_prefix(jti))], ..Permissions::default() }
+}
+
+/// What an admin may publish on the master's bus besides what every account may: ask what this bus does, and those of the hosts.
+pub fn admin_publish() -> [String; 2] {
+    [BUS_STATS.into(), "host.*.stats".into()]
 }
 
 #[cfg(test)]
