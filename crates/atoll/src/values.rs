@@ -145,6 +145,27 @@ impl FromStr for Pair {
     }
 }
 
+/// `Name: value` of a message, as it is written over the wire; blanks around the value don't count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderLine {
+    pub name: String,
+    pub value: String,
+}
+
+impl FromStr for HeaderLine {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} isn't a header; write it as \"Name: value\"");
+        let (name, value) = text.split_once(':').ok_or_else(bad)?;
+        let printable = |c: char| c.is_ascii_graphic();
+        if name.is_empty() || !name.chars().all(printable) || value.contains(['\r', '\n']) {
+            return Err(bad());
+        }
+        Ok(Self { name: name.into(), value: value.trim().into() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -216,5 +237,15 @@ mod tests {
         assert_eq!("A=b=c".parse(), Ok(Pair { key: "A".into(), value: "b=c".into() }));
         assert_eq!("A=".parse(), Ok(Pair { key: "A".into(), value: String::new() }));
         assert!("A".parse::<Pair>().is_err() && "=b".parse::<Pair>().is_err());
+    }
+
+    #[test]
+    fn headers_split_at_the_first_colon() {
+        for (text, name, value) in [("A: b", "A", "b"), ("A:b:c", "A", "b:c"), ("X-Y:", "X-Y", "")] {
+            assert_eq!(text.parse(), Ok(HeaderLine { name: name.into(), value: value.into() }), "{text}");
+        }
+        for text in ["", "A", ": b", "A b: c", "A: b\nC: d", "Ä: b"] {
+            assert!(text.parse::<HeaderLine>().is_err(), "{text}");
+        }
     }
 }

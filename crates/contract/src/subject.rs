@@ -102,6 +102,11 @@ pub fn host_call(host: HostId) -> String {
     format!("host.{host}.call")
 }
 
+/// Where a host says what its own bus does, as [`BusReport`](crate::bus::BusReport), to admins who ask by way of the master.
+pub fn host_stats(host: HostId) -> String {
+    format!("host.{host}.stats")
+}
+
 /// Where a host sends its reports.
 pub fn host_report(host: HostId) -> String {
     format!("host.{host}.report")
@@ -143,7 +148,7 @@ pub fn agent_permissions(id: ProjectId) -> Permissions {
 pub fn host_permissions(id: HostId) -> Permissions {
     Permissions {
         publish: vec![host_report(id)],
-        subscribe: vec![host_command(id), host_call(id), format!("_INBOX.{id}.>")],
+        subscribe: vec![host_command(id), host_call(id), host_stats(id), format!("_INBOX.{id}.>")],
         responses: true,
         ..Permissions::default()
     }
@@ -156,6 +161,11 @@ pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
         mappings: vec![Mapping { pattern: "project.*.>".into(), prefix: format!("call.{id}") }],
         ..Permissions::default()
     }
+}
+
+/// What an admin may publish on the master's bus besides what every account may: ask what this bus does, and those of the hosts.
+pub fn admin_publish() -> [String; 2] {
+    [BUS_STATS.into(), "host.*.stats".into()]
 }
 
 #[cfg(test)]

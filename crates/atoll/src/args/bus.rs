@@ -1,13 +1,191 @@
-//! Arguments of what looks at a bus, and measures one.
+//! Arguments of what looks at a bus, uses it, and measures it.
 
 use clap::{Args, Subcommand};
 
-use crate::values::{Size, Span};
+use crate::values::{HeaderLine, Size, Span};
 
 /// Look at a bus, use it, measure it
+///
+/// For Atoll's own buses and for any NATS server. Without --server or --project: the master's bus, as the account that is logged in.
 #[derive(Debug, Subcommand)]
 pub enum Bus {
+    Top(BusTopArgs),
+    Sub(BusSubArgs),
+    Pub(BusPubArgs),
+    Req(BusReqArgs),
     Bench(BusBenchArgs),
+}
+
+/// Another bus than the master's, and who one is there.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BusServerArgs {
+    /// A NATS server or bus: nats://, tls://, ws:// or wss://
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// File with the token to connect with; `-` is standard input
+    #[arg(long, value_name = "FILE", requires = "server")]
+    pub token_file: Option<String>,
+
+    /// User to connect as
+    #[arg(long, value_name = "NAME", requires_all = ["server", "password_file"], conflicts_with = "token_file")]
+    pub user: Option<String>,
+
+    /// File with the user's password; `-` is standard input
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<String>,
+
+    /// File with a NATS user's JWT and seed, as `nsc` writes it
+    #[arg(long, value_name = "FILE", requires = "server", conflicts_with_all = ["token_file", "user"])]
+    pub creds: Option<std::path::PathBuf>,
+
+    /// File with the certificates (PEM) to trust for tls:// and wss:// besides the system's
+    #[arg(long, value_name = "FILE", requires = "server")]
+    pub ca_file: Option<std::path::PathBuf>,
+}
+
+/// Which bus to use.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BusArgs {
+    #[command(flatten)]
+    pub server: BusServerArgs,
+
+    /// The bus of this project's host, as the account that is logged in
+    #[arg(long, value_name = "PROJECT", conflicts_with = "server")]
+    pub project: Option<String>,
+}
+
+/// Show who uses a bus and how much, as it changes
+///
+/// By connection, account and beginning of the subject: messages and bytes a second, and how much of its bounds the bus uses. Only admins may
+/// see this of the master's bus, and by way of it of a host's. Ctrl-C ends it and says the sum.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll bus top                                       the master's bus
+  atoll bus top --host a                              a host's
+  atoll bus top --server nats://127.0.0.1:4222 --once --json")]
+pub struct BusTopArgs {
+    #[command(flatten)]
+    pub server: BusServerArgs,
+
+    /// The bus of this host, asked by way of the master
+    #[arg(long, value_name = "HOST", conflicts_with = "server")]
+    pub host: Option<String>,
+
+    /// Time between two looks, at least 200ms
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub interval: Span,
+
+    /// Rows of each table
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub rows: u16,
+
+    /// Show it once and leave
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Print what is published to a subject
+///
+/// Payloads that aren't text are shown in hexadecimal; with --json as `payload_base64`. Runs until Ctrl-C, or until --count messages have come.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll bus sub --server nats://127.0.0.1:4222 'orders.>'
+  atoll bus sub --project thesis 'project.*.*.state'
+  atoll bus sub --server tls://nats.example --creds ada.creds orders.new --queue workers --count 10 --json
+  atoll bus sub --server ws://127.0.0.1:4334 logs --raw | grep error")]
+pub struct BusSubArgs {
+    /// Subject, with `*` and `>` if wanted
+    pub subject: String,
+
+    #[command(flatten)]
+    pub bus: BusArgs,
+
+    /// Share the messages with others in this queue group
+    #[arg(long, value_name = "NAME")]
+    pub queue: Option<String>,
+
+    /// Leave after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Payloads alone, as they are, each with a newline behind it
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// Publish a message
+///
+/// The payload is the argument, or comes from a file or standard input. Waits until the bus has taken the message, and fails if it refused it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll bus pub --server nats://127.0.0.1:4222 orders.new '{\"id\": 7}'
+  atoll bus pub --server nats://127.0.0.1:4222 orders.new -H 'Nats-Msg-Id: 7' --file order.json
+  date | atoll bus pub --server nats://127.0.0.1:4222 times --file - --count 3")]
+pub struct BusPubArgs {
+    #[command(flatten)]
+    pub message: BusMessageArgs,
+
+    #[command(flatten)]
+    pub bus: BusArgs,
+
+    /// Subject that answers should go to
+    #[arg(long, value_name = "SUBJECT")]
+    pub reply: Option<String>,
+
+    /// Publish it so many times
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+}
+
+/// Ask on a subject and print the answer
+///
+/// Nobody there, an answer that is an error, and no answer in time are errors of this command, too (exit codes 6 and others).
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  atoll bus req --server nats://127.0.0.1:4222 time.now
+  atoll bus req --project thesis project.0198c0de-0000-7000-8000-000000000001.agent.info '{}' --raw
+  atoll bus req --server nats://127.0.0.1:4222 who.is.there --replies 10 --timeout 2s")]
+pub struct BusReqArgs {
+    #[command(flatten)]
+    pub message: BusMessageArgs,
+
+    #[command(flatten)]
+    pub bus: BusArgs,
+
+    /// How long to wait for all answers together
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub timeout: Span,
+
+    /// Wait for so many answers; fewer, but one at least, are no error
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub replies: u64,
+
+    /// Payloads alone, as they are, each with a newline behind it
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, Args)]
+pub struct BusMessageArgs {
+    /// Subject, without wildcards
+    pub subject: String,
+
+    /// Payload; empty without this and --file
+    pub payload: Option<String>,
+
+    /// Take the payload from a file; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "payload")]
+    pub file: Option<String>,
+
+    /// A header; may be repeated
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
+    pub headers: Vec<HeaderLine>,
 }
 
 /// Measure a bus: how many messages it carries, or how fast it answers

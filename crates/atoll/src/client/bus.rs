@@ -1,4 +1,4 @@
-//! A project's host over the bus: connected with a connect token, which is renewed as long as the connection lives.
+//! Connections to a bus. That of a project's host is made with a connect token, which is renewed as long as the connection lives.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -10,7 +10,7 @@ use atoll_contract::{
     Error, ErrorCode, ProjectId,
     api::ConnectReply,
     project::{Intent, ObservedState, ProjectView},
-    subject::{GRANT_ADD, GrantReply},
+    subject::{GRANT_ADD, GrantReply, inbox_prefix},
 };
 use atoll_net::{
     bus::{Conn, Message, stock},
@@ -32,23 +32,27 @@ const RENEW_AGAIN: Duration = Duration::from_secs(10);
 /// However short a token lives, its renewal isn't asked for more often.
 const RENEW_SOONEST: Duration = Duration::from_secs(5);
 
-/// A live connection to the bus of a project's host.
+/// A live connection to a bus.
 pub struct Bus {
     pub conn: Arc<dyn Conn>,
-    client: async_nats::Client,
-    renewal: tokio::task::JoinHandle<()>,
+    /// The same connection, for what is the published client's own.
+    pub stock: stock::StockConn,
+    /// Of the connect token, if it is the bus of a project's host.
+    renewal: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Bus {
     /// Whether the connection is there at this moment. The client connects again by itself; who would rather begin anew asks this.
     pub fn connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        self.stock.client().connection_state() == State::Connected
     }
 }
 
 impl Drop for Bus {
     fn drop(&mut self) {
-        self.renewal.abort();
+        if let Some(renewal) = &self.renewal {
+            renewal.abort();
+        }
     }
 }
 
@@ -150,10 +154,8 @@ async fn join(place: &ConnectReply) -> Result<(stock::StockConn, Token)> {
             Ok(auth)
         }
     })
-    .name(concat!("atoll/", env!("CARGO_PKG_VERSION")))
-    .custom_inbox_prefix(&place.inbox_prefix)
-    .connection_timeout(CONNECT_TIMEOUT)
-    .ignore_discovered_servers();
+    .custom_inbox_prefix(&place.inbox_prefix);
+    let options = common(options);
     let conn = stock::connect(&bus_url(&place.host_url)?, options).await.map_err(|error| match error.code {
         ErrorCode::Unavailable | ErrorCode::TimedOut => {
             Error::new(ErrorCode::HostUnavailable, format!("The project's host at {} doesn't answer: {}", place.host_url, error.message))
@@ -165,10 +167,34 @@ async fn join(place: &ConnectReply) -> Result<(stock::StockConn, Token)> {
 }
 
 fn bus(master: &Master, project: ProjectId, clock: &SharedClock, place: &ConnectReply, (conn, token): (stock::StockConn, Token)) -> Bus {
-    let client = conn.client().clone();
+    let stock = conn.clone();
     let conn: Arc<dyn Conn> = Arc::new(conn);
     let renewal = renew(master.clone(), project, clock.clone(), place.clone(), Arc::downgrade(&conn), token);
-    Bus { conn, client, renewal: tokio::spawn(renewal) }
+    Bus { conn, stock, renewal: Some(tokio::spawn(renewal)) }
+}
+
+/// What is the same for every connection of this program's.
+fn common(options: ConnectOptions) -> ConnectOptions {
+    options.name(concat!("atoll/", env!("CARGO_PKG_VERSION"))).connection_timeout(CONNECT_TIMEOUT).ignore_discovered_servers()
+}
+
+/// Connects to any NATS server, as the options say.
+///
+/// # Errors
+/// `unauthenticated`, `timed_out`, `unavailable`.
+pub async fn open_server(url: &str, options: ConnectOptions) -> Result<Bus> {
+    let stock = stock::connect(url, common(options)).await?;
+    Ok(Bus { conn: Arc::new(stock.clone()), stock, renewal: None })
+}
+
+/// Connects to the master's own bus, as whoever uses `master`. Lasts as long as the session.
+///
+/// # Errors
+/// The master's, and those of [`open_server`].
+pub async fn open_master(master: &Master) -> Result<Bus> {
+    let account = master.me().await?;
+    let options = ConnectOptions::new().token(master.token()?.to_owned()).custom_inbox_prefix(inbox_prefix(&account.id.to_string()));
+    open_server(&bus_url(master.url())?, options).await
 }
 
 /// Presents a new token when three fifths of the old one's life are over, as long as the connection is there.

@@ -51,6 +51,10 @@ impl Http {
         &self.base
     }
 
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     /// A request to `path` (with its leading slash, percent-encoded), with the credential. No bound on the whole yet: set one, or bound the
     /// reading.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -36,6 +36,14 @@ impl Master {
         self.http.base()
     }
 
+    /// The credential, for what isn't HTTP.
+    ///
+    /// # Errors
+    /// `unauthenticated` if there is none.
+    pub fn token(&self) -> Result<&str> {
+        self.http.token().ok_or_else(|| Error::new(ErrorCode::Unauthenticated, "You aren't logged in."))
+    }
+
     pub async fn health(&self) -> Result<Health> {
         self.http.get("/v1/health", &[]).await
     }

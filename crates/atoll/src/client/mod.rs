@@ -9,7 +9,7 @@ mod master;
 use atoll_contract::Error;
 
 pub use self::{
-    bus::{Bus, ask_agent, open as open_bus},
+    bus::{Bus, ask_agent, open as open_bus, open_master as open_master_bus, open_server},
     credentials::{Credentials, Session},
     files::{Body, Files, UPLOAD_CHUNK},
     http::Http,

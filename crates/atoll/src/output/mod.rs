@@ -1,5 +1,6 @@
 //! What commands print: results on standard output, as tables or as the contract's JSON; everything else on standard error.
 
+pub mod bus;
 pub mod progress;
 pub mod tables;
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Columns without lines around them, so that words can be cut out by other programs, too.
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(head.iter().copied());
     for row in rows {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use atoll_contract::{
     Error, ErrorCode, HostId,
-    subject::{account_permissions, host_permissions},
+    subject::{account_permissions, admin_publish, host_permissions},
 };
 use atoll_net::bus::{Authenticator, Credentials, Grant, nkey_proves};
 
@@ -27,7 +27,10 @@ impl Authenticator for MasterAuthenticator {
         }
         let token = credentials.token.as_deref().ok_or_else(refused)?;
         let identity = self.auth.identify_now(token)?;
-        let permissions = account_permissions(identity.account, &identity.account.to_string());
+        let mut permissions = account_permissions(identity.account, &identity.account.to_string());
+        if identity.admin {
+            permissions.publish.extend(admin_publish());
+        }
         Ok(vec![Grant {
             key: identity_grant(&identity),
             permissions,

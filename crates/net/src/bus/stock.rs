@@ -40,6 +40,11 @@ impl StockConn {
         &self.client
     }
 
+    /// What the server refuses from now on, in its own words. None if this connection wasn't made by [`connect`].
+    pub fn refusals(&self) -> Option<broadcast::Receiver<Arc<str>>> {
+        self.refusals.as_ref().map(broadcast::Sender::subscribe)
+    }
+
     async fn publish_now(&self, message: Message) -> Result<(), Error> {
         literal(&message.subject)?;
         message.reply.as_deref().map_or(Ok(()), literal)?;
@@ -140,7 +145,7 @@ impl StockConn {
     /// Returns when the server refuses a request to this subject, as seen from now on. A refused inbox is told without the request's subject, and
     /// is true of all requests of this client: it connected again with a token that has another inbox.
     fn refused(&self, subject: &str) -> impl Future<Output = Error> + Send + 'static {
-        let mut refusals = self.refusals.as_ref().map(broadcast::Sender::subscribe);
+        let mut refusals = self.refusals();
         let words = format!("Permissions Violation for Publish to {subject:?}");
         let subject = subject.to_owned();
         async move {
