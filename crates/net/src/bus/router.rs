@@ -431,7 +431,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a publisher has at hand while it publishes.
 pub(crate) struct Hand {
-    dice: Dice,
+    pub dice: Dice,
     pub wakers: Wakers,
     /// A receiver that is half full.
     pub crowd: Option<Arc<Sub>>,

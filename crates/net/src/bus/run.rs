@@ -87,60 +87,86 @@ impl Connection {
     }
 }
 
-/// Whether messages to this subject may be handed over together: somebody gets every one of them, and nobody gets one twice, since it is then to
-/// come twice before the next.
+/// Whether messages to this subject may be handed over together: no connection gets them by two subscriptions, since it is then to get each one
+/// twice before the next.
 fn runs(found: &Found) -> bool {
     *found.in_runs.get_or_init(|| {
         let Matched { plain, groups } = &found.matched;
-        let mut sessions: Vec<_> = plain.iter().filter_map(|sub| sub.session()).map(|session| session.id).collect();
+        let receivers = || plain.iter().chain(groups.iter().flatten());
+        let mut sessions: Vec<_> = receivers().filter_map(|sub| sub.session()).map(|session| session.id).collect();
         let count = sessions.len();
         sessions.sort_unstable();
         sessions.dedup();
-        let once = sessions.len() == count && count == plain.len();
-        found.verdict == Verdict::Allowed && &*found.subject != BUS_STATS && groups.is_empty() && !plain.is_empty() && once
+        let once = sessions.len() == count && count == receivers().count();
+        found.verdict == Verdict::Allowed && &*found.subject != BUS_STATS && once && count > 0
     })
 }
 
+/// How many deliveries there were, and the bytes of all of them together.
+type Deliveries = (usize, usize);
+
 impl Router {
-    /// Hands messages to all who are to get them, except the connection `except`. How many deliveries that were, of messages and of bytes.
-    fn publish_run(&self, found: &Found, parts: &[Part<'_>], hand: &mut Hand, except: Option<u64>) -> (usize, usize) {
+    /// Hands messages to all who are to get them, except the connection `except`.
+    fn publish_run(&self, found: &Found, parts: &[Part<'_>], hand: &mut Hand, except: Option<u64>) -> Deliveries {
         let subject = found.mapped.as_ref().unwrap_or(&found.subject);
-        let bytes: usize = parts.iter().map(Part::size).sum();
-        let mut encodings = Encodings { subject, parts, made: Vec::new() };
         let mut deliveries = (0, 0);
+        let mut encodings = Encodings { subject, parts, made: Vec::new() };
         for sub in &found.matched.plain {
-            let whole = if parts.len() > 1 { deliver_run(sub, &mut encodings, bytes, hand, except) } else { None };
-            match whole {
-                Some(delivered) => {
-                    deliveries.0 += if delivered { parts.len() } else { 0 };
-                    deliveries.1 += if delivered { bytes } else { 0 };
-                }
-                None => {
-                    for part in parts {
-                        let publication = Publication::new(subject, part.reply, part.headers, part.payload);
-                        let delivered = self.deliver(sub, &publication, hand, except);
-                        deliveries.0 += usize::from(delivered);
-                        deliveries.1 += if delivered { part.size() } else { 0 };
-                    }
-                }
+            let whole = deliver_run(sub, &mut encodings, hand, except);
+            let one_by_one = |publication: &Publication<'_>, hand: &mut Hand| self.deliver(sub, publication, hand, except);
+            count(&mut deliveries, subject, parts, whole, hand, one_by_one);
+        }
+        for group in &found.matched.groups {
+            let mut dealt: Vec<Vec<Part<'_>>> = vec![Vec::new(); group.len()];
+            parts.iter().for_each(|part| dealt[hand.dice.below(group.len())].push(*part));
+            for (start, parts) in dealt.iter().enumerate().filter(|(_, parts)| !parts.is_empty()) {
+                let mut encodings = Encodings { subject, parts, made: Vec::new() };
+                // what one member doesn't take is another's
+                let whole = deliver_run(&group[start], &mut encodings, hand, except).filter(|taken| *taken);
+                let one_by_one = |publication: &Publication<'_>, hand: &mut Hand| {
+                    group[start..].iter().chain(&group[..start]).any(|sub| self.deliver(sub, publication, hand, except))
+                };
+                count(&mut deliveries, subject, parts, whole, hand, one_by_one);
             }
         }
         deliveries
     }
 }
 
+/// Counts what was delivered as a whole, or else hands it over one by one.
+fn count(
+    deliveries: &mut Deliveries,
+    subject: &Arc<str>,
+    parts: &[Part<'_>],
+    whole: Option<bool>,
+    hand: &mut Hand,
+    one_by_one: impl Fn(&Publication<'_>, &mut Hand) -> bool,
+) {
+    for part in parts {
+        let delivered = whole.unwrap_or_else(|| one_by_one(&Publication::new(subject, part.reply, part.headers, part.payload), hand));
+        if delivered {
+            deliveries.0 += 1;
+            deliveries.1 += part.size();
+        }
+    }
+}
+
 /// Hands all messages to one receiver at once and says whether it got them. `None` if they have to be handed over one by one.
-fn deliver_run(sub: &Arc<Sub>, encodings: &mut Encodings<'_>, bytes: usize, hand: &mut Hand, except: Option<u64>) -> Option<bool> {
+fn deliver_run(sub: &Arc<Sub>, encodings: &mut Encodings<'_>, hand: &mut Hand, except: Option<u64>) -> Option<bool> {
+    let messages = encodings.parts.len();
     let Sink::Wire { session, sid } = &sub.sink else { return None };
+    if messages == 1 {
+        return None; // a block of its own would cost more
+    }
     if except == Some(session.id) || sub.ended.load(Ordering::Relaxed) {
         return Some(false);
     }
     if sub.max.load(Ordering::Relaxed) != 0 || session.answers.load(Ordering::Relaxed) {
         return None;
     }
-    let messages = encodings.parts.len();
+    let content = encodings.parts.iter().map(Part::size).sum();
     let block = encodings.of(sid, session.headers.load(Ordering::Relaxed));
-    match session.out.push_block(&block, messages, bytes, &mut hand.wakers) {
+    match session.out.push_block(&block, messages, content, &mut hand.wakers) {
         Pushed::Full => return None, // a part of it may fit
         Pushed::Closed => return Some(false),
         Pushed::Crowded => drop(hand.crowd.get_or_insert_with(|| sub.clone())),
