@@ -90,8 +90,8 @@ impl Authenticator for Door {
         }
         let all = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         let permissions = Permissions {
-            publish: all(&["svc.>", "control.>", "t.>"]),
-            subscribe: all(&["t.>", &format!("{INBOX}.>")]),
+            publish: all(&["svc.>", "control.>", "t.>", "demo.>"]),
+            subscribe: all(&["t.>", "demo.>", &format!("{INBOX}.>")]),
             responses: true,
             ..Permissions::default()
         };

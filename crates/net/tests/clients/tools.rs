@@ -131,6 +131,13 @@ pub(crate) async fn python() -> Result<PathBuf, String> {
     .await
 }
 
+/// Where Go builds and keeps what it has compiled.
+pub(crate) fn go_folder() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
 /// Runs a program that says `ok <check>` for each check, and notes them.
 pub(crate) async fn check(command: &mut Command, row: &mut crate::matrix::Row) {
     let said = run(command).await;
