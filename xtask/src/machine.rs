@@ -2,31 +2,74 @@
 
 use crate::sh::{self, Done, fail};
 
-/// A program, the Debian package that has it, and what it is for.
+/// What must be there, and the Debian package that has it.
 struct Tool {
-    programs: &'static [&'static str],
+    there: There,
     package: &'static str,
 }
 
-/// Any one of `programs` will do.
+/// How one sees that a tool is there.
+enum There {
+    /// Any one of these programs will do.
+    Program(&'static [&'static str]),
+    /// This command ends well.
+    Works(&'static str, &'static [&'static str]),
+    /// This path exists.
+    Path(&'static str),
+}
+
+use There::{Path, Program, Works};
+
 const TOOLS: &[Tool] = &[
-    Tool { programs: &["podman"], package: "podman" },
+    Tool { there: Program(&["podman"]), package: "podman" },
     // crun, podman's default, refuses machines with hybrid cgroups; runc runs on all
-    Tool { programs: &["runc"], package: "runc" },
-    Tool { programs: &["netavark"], package: "netavark" },
-    Tool { programs: &["aardvark-dns"], package: "aardvark-dns" },
-    Tool { programs: &["iptables"], package: "iptables" },
-    Tool { programs: &["slirp4netns", "pasta"], package: "slirp4netns" },
-    Tool { programs: &["newuidmap"], package: "uidmap" },
-    Tool { programs: &["mkfs.btrfs"], package: "btrfs-progs" },
-    Tool { programs: &["mmdebstrap"], package: "mmdebstrap" },
+    Tool { there: Program(&["runc"]), package: "runc" },
+    Tool { there: Program(&["netavark"]), package: "netavark" },
+    Tool { there: Program(&["aardvark-dns"]), package: "aardvark-dns" },
+    Tool { there: Program(&["iptables"]), package: "iptables" },
+    Tool { there: Program(&["slirp4netns", "pasta"]), package: "slirp4netns" },
+    Tool { there: Program(&["newuidmap"]), package: "uidmap" },
+    Tool { there: Program(&["mkfs.btrfs"]), package: "btrfs-progs" },
+    Tool { there: Program(&["mmdebstrap"]), package: "mmdebstrap" },
     // for images tried without a shell or libc
-    Tool { programs: &["busybox"], package: "busybox-static" },
+    Tool { there: Program(&["busybox"]), package: "busybox-static" },
 ];
+
+/// What the tests need besides: the server that the bus is compared with, and the published clients' languages.
+const TEST_TOOLS: &[Tool] = &[
+    Tool { there: Program(&[NATS_SERVER]), package: NATS_SERVER },
+    Tool { there: Works("node", &["--eval", "process.exit(parseInt(process.versions.node) < 18)"]), package: "nodejs" },
+    Tool { there: Program(&["npm"]), package: "npm" },
+    Tool { there: Works("python3", &["-c", "import ensurepip, venv"]), package: "python3-venv" },
+    Tool { there: Program(&["chromium"]), package: "chromium" },
+    Tool { there: Program(&["go"]), package: "golang-go" },
+    Tool { there: Path("/usr/share/gocode/src/github.com/nats-io/nats.go"), package: "golang-github-nats-io-go-nats-dev" },
+];
+
+const NATS_SERVER: &str = "nats-server";
+
+impl Tool {
+    fn is_there(&self) -> bool {
+        match self.there {
+            Program(programs) => programs.iter().any(|program| sh::find(program).is_some()),
+            Works(program, args) => sh::works(program, args),
+            Path(path) => std::path::Path::new(path).exists(),
+        }
+    }
+}
 
 /// Installs what is missing where it may, else says the exact line and stops.
 pub fn prepare() -> Done {
-    let missing = missing();
+    install(&[TOOLS])
+}
+
+/// As [`prepare`], with what only tests need.
+pub fn prepare_for_tests() -> Done {
+    install(&[TOOLS, TEST_TOOLS])
+}
+
+fn install(tools: &[&[Tool]]) -> Done {
+    let missing = missing(tools);
     if missing.is_empty() {
         return Ok(());
     }
@@ -50,12 +93,17 @@ pub fn prepare() -> Done {
     if !output.status.success() {
         return fail(format!("{line} failed: {}", String::from_utf8_lossy(&output.stderr).trim()));
     }
-    let still = self::missing();
+    // the package starts a server of its own on the default port, open to all; tests start theirs themselves
+    if missing.contains(&NATS_SERVER) && sh::find("systemctl").is_some() {
+        // where systemd doesn't run this fails, and nothing was started
+        let _ = sh::output(&mut sh::command("systemctl", &["disable", "--now", NATS_SERVER]));
+    }
+    let still = self::missing(tools);
     if still.is_empty() { Ok(()) } else { fail(format!("still missing after {line}: {}", still.join(", "))) }
 }
 
-fn missing() -> Vec<&'static str> {
-    TOOLS.iter().filter(|tool| !tool.programs.iter().any(|program| sh::find(program).is_some())).map(|tool| tool.package).collect()
+fn missing(tools: &[&[Tool]]) -> Vec<&'static str> {
+    tools.iter().copied().flatten().filter(|tool| !tool.is_there()).map(|tool| tool.package).collect()
 }
 
 /// Builds the binary and says where it is.

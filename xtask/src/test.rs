@@ -11,7 +11,7 @@ use crate::{
 const SKIPPED: &str = "skipped: ";
 
 pub fn run(args: &[String]) -> Done {
-    machine::prepare()?;
+    machine::prepare_for_tests()?;
     let image = image::obtain(image::DEFAULT)?;
     let binary = machine::build(false)?;
     let mut cargo = sh::command(machine::cargo(), &["test", "--workspace", "--no-fail-fast"]);
