@@ -352,7 +352,7 @@ fn split() -> Vec<Script> {
 
 fn impatient() -> Vec<Script> {
     let begin = "CONNECT {\"verbose\":false,\"auth_token\":\"s3cr3t\"}\r\n";
-    ["".to_owned(), begin.to_owned(), format!("{begin}PING\r\n")].map(|text| Script { patient: true, ..one(Which::Impatient, text) }).into()
+    [String::new(), begin.to_owned(), format!("{begin}PING\r\n")].map(|text| Script { patient: true, ..one(Which::Impatient, text) }).into()
 }
 
 /// What differs on purpose, and next to it what doesn't. Both ways to be pedantic: this bus always checks.

@@ -147,9 +147,9 @@ fn publication(dice: &mut Dice, number: usize, user: &str) -> Vec<u8> {
     let mut words = vec![if with_headers { "HPUB" } else { "PUB" }, subject];
     words.extend(reply);
     if with_headers {
-        words.extend([&*head, &*total])
+        words.extend([&*head, &*total]);
     } else {
-        words.push(&size)
+        words.push(&size);
     }
     let mut bytes = line(dice, &words).into_bytes();
     if with_headers {
@@ -243,7 +243,7 @@ fn damaged(dice: &mut Dice) -> Plan {
         return plan;
     }
     let mut bytes = operation.clone();
-    for _ in 0..1 + dice.below(2) {
+    for _ in 0..=dice.below(2) {
         let place = dice.below(bytes.len().max(1));
         match dice.below(4) {
             0 => {

@@ -1,5 +1,7 @@
 //! The same bytes to Debian's nats-server and to this bus: where the protocol fixes the replies they are the same, and what differs on
 //! purpose is listed in `differences` and in docs/reference/bus.md.
+//!
+//! `ATOLL_DIFFERENTIAL_SEED` and `ATOLL_DIFFERENTIAL_SCRIPTS` make other generated scripts, and more.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests, helpers included")]
 
 mod differences;

@@ -31,7 +31,7 @@ pub(crate) struct Pair {
 }
 
 pub(crate) struct Pairs {
-    pairs: BTreeMap<Which, Pair>,
+    all: BTreeMap<Which, Pair>,
     runtime: Runtime,
     _cancel: DropGuard,
 }
@@ -55,16 +55,16 @@ impl Pairs {
             let (router, ours) = runtime.block_on(bus(*which, &cancel));
             pairs.insert(*which, Pair { theirs: server.address, ours, router, server });
         }
-        Some(Self { pairs, runtime, _cancel: cancel.drop_guard() })
+        Some(Self { all: pairs, runtime, _cancel: cancel.drop_guard() })
     }
 
     pub(crate) fn of(&self, which: Which) -> &Pair {
-        &self.pairs[&which]
+        &self.all[&which]
     }
 
     /// What a client is told by each when it is to go: theirs, ours.
     pub(crate) fn lame_duck(&mut self) -> [String; 2] {
-        let pair = &self.pairs[&Which::Open];
+        let pair = &self.all[&Which::Open];
         let mut clients = [pair.theirs, pair.ours].map(|address| {
             let mut stream = TcpStream::connect(address).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
