@@ -4,7 +4,9 @@ const SOON = 20_000;
 
 export async function run({ connect, client, options, report }) {
   const { headers, Empty } = client;
-  const open = () => connect({ ...options, reconnectTimeWait: 50, maxReconnectAttempts: -1, ignoreAuthErrorAbort: true });
+  // `timeout`: an attempt that meets the bus while it goes down isn't given up before, and the next one is what counts
+  const reconnecting = { reconnectTimeWait: 50, maxReconnectAttempts: -1, ignoreAuthErrorAbort: true, timeout: 3000 };
+  const open = () => connect({ ...options, ...reconnecting });
   let nc;
 
   const checks = {
