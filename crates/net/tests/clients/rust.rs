@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -58,8 +59,10 @@ async fn try_it(client: &'static str, url: &str) {
     row.all_passed();
 }
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, what).await.expect("in time")
+/// Boxed: this client's futures are large.
+fn soon<'a, T: 'a>(what: impl Future<Output = T> + 'a) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    let what = Box::pin(what);
+    Box::pin(async { tokio::time::timeout(SOON, what).await.expect("in time") })
 }
 
 async fn until(done: impl Fn() -> bool) {
