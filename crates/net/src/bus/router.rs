@@ -140,6 +140,8 @@ impl Router {
                     Some(_) = tasks.join_next() => continue,
                 };
                 match accepted {
+                    // both may have happened at once
+                    Ok(_) if cancel.is_cancelled() => break,
                     Ok((socket, peer)) => {
                         let _ = socket.set_nodelay(true); // without it things work, later
                         let connection = router.serve(socket, peer.to_string(), auth.clone(), cancel.clone());
