@@ -1,6 +1,7 @@
-//! The roads between the parts: the bus (a subject router that speaks the NATS client protocol), byte streams over it, and the clock.
+//! The roads between the parts: the bus (a subject router that speaks the NATS client protocol), byte streams over it, TLS, and the clock.
 
 pub mod bus;
 pub mod byte_stream;
 pub mod clock;
 pub mod remote;
+pub mod tls;

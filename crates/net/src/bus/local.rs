@@ -12,7 +12,7 @@ use super::{
     inlet::{Inlet, Replies},
     lookup::{Cache, Found, Matched, Verdict},
     rights::Rights,
-    router::{Hand, Router, stall},
+    router::{Crowd, Hand, Router, stall},
     session::{Publication, Sink, Sub},
     stats::Tally,
     subject,
@@ -76,7 +76,7 @@ impl LocalConn {
         if self.rights.may_ask_reply(reply) { Ok(()) } else { Err(self.forbidden("ask for replies at", reply)) }
     }
 
-    fn hand_over(&self, message: &Message, headers: &[u8], size: usize) -> Result<(usize, Option<Arc<Sub>>), Error> {
+    fn hand_over(&self, message: &Message, headers: &[u8], size: usize) -> Result<(usize, Option<Crowd>), Error> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let Memory { cache, hand, tally } = &mut *memory;
         cache.at(self.router.generation());

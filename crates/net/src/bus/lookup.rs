@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    bridge::link::Wanted,
     session::Sub,
     stats::Traffic,
     trie::{Leaf, Trie},
@@ -52,6 +53,11 @@ impl Subs {
         }
         removed
     }
+
+    pub(crate) fn each(&self, visit: &mut impl FnMut(&Arc<Sub>)) {
+        let grouped = self.groups.iter().flat_map(|groups| groups.values().flatten());
+        self.plain.iter().chain(grouped).for_each(visit);
+    }
 }
 
 fn take_out(list: &mut Vec<Arc<Sub>>, sub: &Arc<Sub>) -> bool {
@@ -72,6 +78,8 @@ pub(crate) struct Matched {
     pub plain: Vec<Arc<Sub>>,
     /// One of each of these.
     pub groups: Vec<Vec<Arc<Sub>>>,
+    /// What the cluster gets, if this router is joined to one that wants it.
+    pub cluster: Option<Box<Wanted>>,
 }
 
 impl Matched {

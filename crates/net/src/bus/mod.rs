@@ -6,6 +6,7 @@ use atoll_contract::{Error, ErrorCode};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+mod bridge;
 mod budget;
 pub mod client;
 mod client_task;
@@ -16,6 +17,7 @@ mod error;
 pub mod fuzz;
 mod inlet;
 mod limits;
+mod listen;
 mod local;
 mod lookup;
 #[cfg(all(test, feature = "model"))]
@@ -29,6 +31,7 @@ mod pump;
 mod rights;
 mod router;
 mod run;
+mod secure;
 mod server;
 mod session;
 mod stats;
@@ -40,6 +43,7 @@ mod websocket;
 mod wire;
 
 pub use error::{answered_error, error_answer};
+pub use bridge::{BridgeOptions, BridgeView, HubUrl};
 pub use limits::BusLimits;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -11,15 +11,13 @@ use atoll_contract::{bus::BusTraffic, subject::Permissions};
 use axum::extract::ws::WebSocket;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    sync::Semaphore,
-    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Authenticator, Conn,
+    bridge::link::{Bridge, Link, Sent},
     budget::Budget,
     limits::BusLimits,
     local::LocalConn,
@@ -51,6 +49,8 @@ pub struct Router {
     draining: AtomicBool,
     pub(crate) stats: Stats,
     pub(crate) budget: Arc<Budget>,
+    /// Set before the first subscription that it doesn't know of; see [`set_bridge`](Self::set_bridge).
+    bridge: OnceLock<Arc<Bridge>>,
 }
 
 /// What is there now, and counts since the router began. Bytes are those of headers and payloads.
@@ -99,6 +99,7 @@ impl Router {
             subscriptions: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stats: Stats::default(),
+            bridge: OnceLock::new(),
         })
     }
 
@@ -114,52 +115,7 @@ impl Router {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        server::serve(self.clone(), Raw(io), peer, auth, cancel)
-    }
-
-    /// Accepts connections until `cancel`, then waits for them to end, each within [`BusLimits::close_timeout`].
-    pub fn serve_tcp(
-        self: &Arc<Self>,
-        listener: TcpListener,
-        auth: Arc<dyn Authenticator>,
-        cancel: CancellationToken,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let router = self.clone();
-        async move {
-            // a few more than may connect, so that those are told; beyond that the kernel's backlog holds them
-            let slots = Arc::new(Semaphore::new(router.limits.connections + REFUSED_AT_ONCE));
-            let mut tasks = JoinSet::new();
-            loop {
-                let accepted = async {
-                    let slot = slots.clone().acquire_owned().await.ok();
-                    (slot, listener.accept().await)
-                };
-                let (slot, accepted) = tokio::select! {
-                    () = cancel.cancelled() => break,
-                    accepted = accepted => accepted,
-                    Some(_) = tasks.join_next() => continue,
-                };
-                match accepted {
-                    // both may have happened at once
-                    Ok(_) if cancel.is_cancelled() => break,
-                    Ok((socket, peer)) => {
-                        let _ = socket.set_nodelay(true); // without it things work, later
-                        let connection = router.serve(socket, peer.to_string(), auth.clone(), cancel.clone());
-                        tasks.spawn(async move {
-                            connection.await;
-                            drop(slot);
-                        });
-                    }
-                    Err(error) => {
-                        // out of descriptors, most likely: trying again at once would only burn the processor
-                        tracing::warn!(%error, "the bus can't accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-            drop(listener);
-            while tasks.join_next().await.is_some() {}
-        }
+        server::serve(self.clone(), Raw(io), false, peer, auth, cancel)
     }
 
     /// Serves one connection over WebSocket; see [`BusLimits::bound_websocket`] for the upgrade before it.
@@ -170,7 +126,7 @@ impl Router {
         auth: Arc<dyn Authenticator>,
         cancel: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
-        server::serve(self.clone(), Frames(ws), peer, auth, cancel)
+        server::serve(self.clone(), Frames(ws), false, peer, auth, cancel)
     }
 
     /// A connection in this process, which nothing is serialised for. `None` allows everything: for the server's own parts. Replies to its own
@@ -296,6 +252,9 @@ impl Router {
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
         trie.leaf(&sub.subject).add(sub);
         self.generation.fetch_add(1, Ordering::Release);
+        if let Some(bridge) = self.bridge.get() {
+            bridge.begin(sub);
+        }
         true
     }
 
@@ -311,6 +270,9 @@ impl Router {
             if removed {
                 self.subscriptions.fetch_sub(1, Ordering::Relaxed);
                 self.generation.fetch_add(1, Ordering::Release);
+                if let Some(bridge) = self.bridge.get() {
+                    bridge.end(sub);
+                }
             }
         }
         match &sub.sink {
@@ -331,7 +293,30 @@ impl Router {
 
     /// Who gets messages to this subject, by the trie; publishers remember it for one [`generation`](Self::generation), read before.
     pub(crate) fn find(&self, subject: &str) -> Matched {
-        Matched::find(&self.trie.read().unwrap_or_else(PoisonError::into_inner), subject)
+        let mut matched = Matched::find(&self.trie.read().unwrap_or_else(PoisonError::into_inner), subject);
+        if let Some(bridge) = self.bridge.get() {
+            matched.cluster = bridge.wanted(subject, &matched);
+        }
+        matched
+    }
+
+    /// Says that what publishers remember doesn't hold any more: the cluster's interest has changed.
+    pub(crate) fn touch(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn bridge(&self) -> Option<&Arc<Bridge>> {
+        self.bridge.get()
+    }
+
+    /// Takes a bridge and tells it of all there is; under the lock, so that it learns each subscription once. `false` if there is one already.
+    pub(crate) fn set_bridge(&self, bridge: &Arc<Bridge>) -> bool {
+        let trie = self.trie.write().unwrap_or_else(PoisonError::into_inner);
+        if self.bridge.set(bridge.clone()).is_err() {
+            return false;
+        }
+        trie.each(&mut |leaf: &Subs| leaf.each(&mut |sub| bridge.begin(sub)));
+        true
     }
 
     /// Hands a message to all who are to get it, except the connection `except`.
@@ -343,12 +328,41 @@ impl Router {
         for sub in &to.plain {
             count += usize::from(self.deliver(sub, publication, hand, except));
         }
-        for group in &to.groups {
-            let start = hand.dice.below(group.len());
-            let members = group[start..].iter().chain(&group[..start]);
-            count += usize::from(members.into_iter().any(|sub| self.deliver(sub, publication, hand, except)));
+        let mut untaken = Vec::new(); // costs nothing until something is put into it
+        for (at, group) in to.groups.iter().enumerate() {
+            if self.deliver_to_one(group, publication, hand, except) {
+                count += 1;
+            } else if to.cluster.is_some() {
+                untaken.push(at);
+            }
+        }
+        if let Some(cluster) = &to.cluster {
+            match cluster.send(publication, &untaken, &mut hand.wakers) {
+                Sent::No => {}
+                Sent::Yes => count += 1,
+                Sent::Crowded(link) => {
+                    count += 1;
+                    hand.crowd.get_or_insert(Crowd::Cluster(link));
+                }
+            }
         }
         count
+    }
+
+    /// Hands on a message that came from the cluster, which has chosen the queue groups that are to get it. It doesn't go back there.
+    pub(crate) fn publish_from_cluster(&self, to: &Matched, queues: &[&str], publication: &Publication<'_>, hand: &mut Hand) -> usize {
+        if to.receivers() > 1 && publication.payload.len() >= SHARE_FROM {
+            publication.share();
+        }
+        let plain = to.plain.iter().filter(|sub| self.deliver(sub, publication, hand, None)).count();
+        let chosen = |group: &&Vec<Arc<Sub>>| group.first().and_then(|sub| sub.queue.as_deref()).is_some_and(|name| queues.contains(&name));
+        plain + to.groups.iter().filter(chosen).filter(|group| self.deliver_to_one(group, publication, hand, None)).count()
+    }
+
+    /// Whether a member of the group took it.
+    fn deliver_to_one(&self, group: &[Arc<Sub>], publication: &Publication<'_>, hand: &mut Hand, except: Option<u64>) -> bool {
+        let start = hand.dice.below(group.len());
+        group[start..].iter().chain(&group[..start]).any(|sub| self.deliver(sub, publication, hand, except))
     }
 
     /// Answers a connection at one of its own subscriptions only, as the bus itself: a reply subject is the asker's choice, and must not make the
@@ -369,7 +383,7 @@ impl Router {
         match sub.deliver(publication, &mut hand.wakers) {
             Delivery::Done => true,
             Delivery::Crowded => {
-                hand.crowd.get_or_insert_with(|| sub.clone());
+                hand.crowd.get_or_insert_with(|| Crowd::Sub(sub.clone()));
                 true
             }
             Delivery::Last => {
@@ -428,23 +442,30 @@ impl Router {
 
 /// Payloads from this size on are copied once for all receivers instead of once for each.
 const SHARE_FROM: usize = 2 << 10;
-const REFUSED_AT_ONCE: usize = 32;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a publisher has at hand while it publishes.
 pub(crate) struct Hand {
     pub dice: Dice,
     pub wakers: Wakers,
     /// A receiver that is half full.
-    pub crowd: Option<Arc<Sub>>,
+    pub crowd: Option<Crowd>,
+}
+
+/// Who is half full.
+pub(crate) enum Crowd {
+    Sub(Arc<Sub>),
+    /// The connection to the cluster.
+    Cluster(Arc<Link>),
 }
 
 /// Waits until a crowded receiver has room, for `most` at the longest: it slows a fast publisher down, and no receiver can stop one.
-pub(crate) async fn stall(crowd: Arc<Sub>, most: Duration) {
-    match crowd.session() {
-        Some(session) => {
-            let _ = tokio::time::timeout(most, session.out.room()).await;
-        }
+pub(crate) async fn stall(crowd: Crowd, most: Duration) {
+    let out = match &crowd {
+        Crowd::Sub(sub) => sub.session().map(|session| &session.out),
+        Crowd::Cluster(link) => Some(&link.out),
+    };
+    match out {
+        Some(out) => drop(tokio::time::timeout(most, out.room()).await),
         None => tokio::time::sleep(most.min(Duration::from_millis(1))).await,
     }
 }

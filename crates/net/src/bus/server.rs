@@ -1,6 +1,10 @@
 //! A connection's task on the server's side: reads operations in batches, answers, and sees to time.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use atoll_contract::{Timestamp, bus::BusTraffic};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -23,10 +27,11 @@ use super::{
     wire::{ClientOp, ClientParser, Info, Malformed, Step},
 };
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends. `tls`: the transport becomes encrypted, which INFO says.
 pub(crate) async fn serve<T: Transport>(
     router: Arc<Router>,
     transport: T,
+    tls: bool,
     peer: String,
     auth: Arc<dyn Authenticator>,
     cancel: CancellationToken,
@@ -36,6 +41,7 @@ pub(crate) async fn serve<T: Transport>(
         Ok(session) => {
             // undone however this future ends, also if it is dropped
             let attached = Attached { router: router.clone(), session };
+            attached.session.tls.store(tls, Ordering::Relaxed);
             let mut connection = Connection::new(router.clone(), attached.session.clone(), auth);
             connection.run(&mut pump, &cancel).await;
             drop(attached);
@@ -367,6 +373,7 @@ pub(crate) fn info(router: &Router, session: &Session, nonce: &str, auth_require
         port: 0,
         headers: true,
         auth_required,
+        tls_required: session.tls.load(Ordering::Relaxed),
         max_payload: router.limits.max_payload,
         client_id: session.id,
         nonce: nonce.into(),

@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// What it published.
     pub published: Traffic,
     pub out: Outbound,
+    /// Whether it is to be encrypted.
+    pub tls: AtomicBool,
     /// Whether headers may be sent to it (its CONNECT says so).
     pub headers: AtomicBool,
     /// Whether it gets its own publications.
@@ -60,6 +62,7 @@ impl Session {
             account: OnceLock::new(),
             published: Traffic::default(),
             out,
+            tls: AtomicBool::new(false),
             headers: AtomicBool::new(false),
             echo: AtomicBool::new(true),
             answers: AtomicBool::new(false),

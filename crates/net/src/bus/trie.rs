@@ -80,6 +80,11 @@ impl<L: Leaf> Trie<L> {
         self.root.change(pattern.split('.'), change);
     }
 
+    /// Calls `visit` for all leaves.
+    pub(crate) fn each(&self, visit: &mut impl FnMut(&L)) {
+        self.root.each(visit);
+    }
+
     #[cfg(any(test, fuzzing))]
     pub(crate) fn is_empty(&self) -> bool {
         self.root.is_empty()
@@ -105,6 +110,12 @@ impl<L: Leaf> Node<L> {
         if let Some(child) = self.children.as_ref().and_then(|children| children.get(token)) {
             child.matches(tokens, visit);
         }
+    }
+
+    fn each(&self, visit: &mut impl FnMut(&L)) {
+        self.here.iter().chain(&self.tail).for_each(|leaf| visit(leaf));
+        self.star.iter().for_each(|star| star.each(visit));
+        self.children.iter().flat_map(|children| children.values()).for_each(|child| child.each(visit));
     }
 
     fn covers(&self, mut tokens: Tokens<'_>) -> bool {

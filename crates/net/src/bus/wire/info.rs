@@ -23,6 +23,8 @@ pub(crate) struct Info {
     pub headers: bool,
     #[serde(default)]
     pub auth_required: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls_required: bool,
     /// Bytes.
     #[serde(default)]
     pub max_payload: usize,

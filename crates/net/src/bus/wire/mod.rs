@@ -34,7 +34,7 @@ pub(crate) enum Malformed {
 }
 
 /// The first line of the buffer without its end, and where the next begins. As nats-server, takes a bare line feed for an end, too.
-fn line(buffer: &[u8], max: usize) -> Result<Option<(&[u8], usize)>, Malformed> {
+pub(super) fn line(buffer: &[u8], max: usize) -> Result<Option<(&[u8], usize)>, Malformed> {
     match memchr::memchr(b'\n', &buffer[..buffer.len().min(max + 2)]) {
         Some(end) => {
             let line = buffer[..end].strip_suffix(b"\r").unwrap_or(&buffer[..end]);
@@ -66,7 +66,7 @@ fn blank(byte: u8) -> bool {
 }
 
 /// A decimal number of up to nine digits.
-fn number(text: &[u8]) -> Result<usize, Malformed> {
+pub(super) fn number(text: &[u8]) -> Result<usize, Malformed> {
     if text.is_empty() || text.len() > 9 || !text.iter().all(u8::is_ascii_digit) {
         return Err(Malformed::Operation);
     }
@@ -74,11 +74,11 @@ fn number(text: &[u8]) -> Result<usize, Malformed> {
 }
 
 /// A message's header block and its payload.
-type Parts<'a> = (&'a [u8], &'a [u8]);
+pub(super) type Parts<'a> = (&'a [u8], &'a [u8]);
 
 /// The headers and the payload of a message whose line ends at `start`: `total` bytes, of which the first `head` are headers, and CRLF.
 /// None while they haven't all arrived.
-fn body(buffer: &[u8], start: usize, head: usize, total: usize, max: usize) -> Result<Option<Parts<'_>>, Malformed> {
+pub(super) fn body(buffer: &[u8], start: usize, head: usize, total: usize, max: usize) -> Result<Option<Parts<'_>>, Malformed> {
     if head > total {
         return Err(Malformed::Operation);
     }

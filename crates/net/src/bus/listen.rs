@@ -1,0 +1,91 @@
+//! Connections over TCP, plain and encrypted.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Authenticator, BoxFuture, Router, pump::Raw, secure::Secure, server};
+use crate::tls::ServerTls;
+
+/// Connections beyond those that may be there at once: they are told so.
+const REFUSED_AT_ONCE: usize = 32;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Router {
+    /// Accepts connections until `cancel`, then waits for them to end, each within [`BusLimits::close_timeout`](super::BusLimits).
+    pub fn serve_tcp(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        auth: Arc<dyn Authenticator>,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (router, stop) = (self.clone(), cancel.clone());
+        let serve = move |socket, peer: SocketAddr| -> BoxFuture<'static, ()> {
+            Box::pin(router.serve(socket, peer.to_string(), auth.clone(), stop.clone()))
+        };
+        accept(self.limits().connections, listener, serve, cancel)
+    }
+
+    /// As [`serve_tcp`](Self::serve_tcp), encrypted, as NATS clients do it: INFO in the clear says that TLS is required, and the client begins the
+    /// handshake. One that begins with it at once (`tls_first`) is served, too. A client that goes on in the clear is told and closed.
+    pub fn serve_tls(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<ServerTls>,
+        auth: Arc<dyn Authenticator>,
+        cancel: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (router, stop) = (self.clone(), cancel.clone());
+        let serve = move |socket, peer: SocketAddr| -> BoxFuture<'static, ()> {
+            let transport = Raw(Secure::new(socket, tls.clone()));
+            Box::pin(server::serve(router.clone(), transport, true, peer.to_string(), auth.clone(), stop.clone()))
+        };
+        accept(self.limits().connections, listener, serve, cancel)
+    }
+}
+
+async fn accept(
+    connections: usize,
+    listener: TcpListener,
+    serve: impl Fn(TcpStream, SocketAddr) -> BoxFuture<'static, ()> + Send,
+    cancel: CancellationToken,
+) {
+    // a few more than may connect, so that those are told; beyond that the kernel's backlog holds them
+    let slots = Arc::new(Semaphore::new(connections + REFUSED_AT_ONCE));
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = async {
+            let slot = slots.clone().acquire_owned().await.ok();
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = accepted => accepted,
+            Some(_) = tasks.join_next() => continue,
+        };
+        match accepted {
+            // both may have happened at once
+            Ok(_) if cancel.is_cancelled() => break,
+            Ok((socket, peer)) => {
+                let _ = socket.set_nodelay(true); // without it things work, later
+                let connection = serve(socket, peer);
+                tasks.spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                // out of descriptors, most likely: trying again at once would only burn the processor
+                tracing::warn!(%error, "the bus can't accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
