@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use atoll_contract::ErrorCode;
-use atoll_net::bus::{BridgeOptions, Conn, Headers, Message};
+use atoll_net::bus::{BridgeOptions, Headers, Message};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{

@@ -125,7 +125,7 @@ impl LeafParser {
     }
 
     fn message<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<LeafOp<'a>>, Malformed> {
-        let args: Vec<&[u8]> = rest.split(|byte| byte.is_ascii_whitespace()).filter(|arg| !arg.is_empty()).collect();
+        let args: Vec<&[u8]> = rest.split(u8::is_ascii_whitespace).filter(|arg| !arg.is_empty()).collect();
         let sizes = 1 + usize::from(with_headers);
         let names = args.len().checked_sub(sizes).ok_or(Malformed::Operation)?;
         let (names, sizes) = args.split_at(names);
