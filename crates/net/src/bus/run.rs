@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     lookup::{Found, Matched, Verdict},
     outbound::{Frame, Pushed, put_frame},
-    router::{Hand, Router},
+    router::{Crowd, Hand, Router},
     server::Connection,
     session::{Publication, Sink, Sub},
     subject::is_literal,
@@ -88,17 +88,17 @@ impl Connection {
 }
 
 /// Whether messages to this subject may be handed over together: no connection gets them by two subscriptions, since it is then to get each one
-/// twice before the next.
+/// twice before the next; and the cluster doesn't get them.
 fn runs(found: &Found) -> bool {
     *found.in_runs.get_or_init(|| {
-        let Matched { plain, groups } = &found.matched;
+        let Matched { plain, groups, cluster } = &found.matched;
         let receivers = || plain.iter().chain(groups.iter().flatten());
         let mut sessions: Vec<_> = receivers().filter_map(|sub| sub.session()).map(|session| session.id).collect();
         let count = sessions.len();
         sessions.sort_unstable();
         sessions.dedup();
         let once = sessions.len() == count && count == receivers().count();
-        found.verdict == Verdict::Allowed && &*found.subject != BUS_STATS && once && count > 0
+        found.verdict == Verdict::Allowed && &*found.subject != BUS_STATS && once && count > 0 && cluster.is_none()
     })
 }
 
@@ -169,7 +169,7 @@ fn deliver_run(sub: &Arc<Sub>, encodings: &mut Encodings<'_>, hand: &mut Hand, e
     match session.out.push_block(&block, messages, content, &mut hand.wakers) {
         Pushed::Full => return None, // a part of it may fit
         Pushed::Closed => return Some(false),
-        Pushed::Crowded => drop(hand.crowd.get_or_insert_with(|| sub.clone())),
+        Pushed::Crowded => drop(hand.crowd.get_or_insert_with(|| Crowd::Sub(sub.clone()))),
         Pushed::Done => {}
     }
     sub.delivered.fetch_add(messages, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -389,9 +389,10 @@ impl Session {
         }
         self.cache.at(self.router.generation());
         if self.cache.get(message.subject.as_bytes()).is_none() {
-            let matched = Arc::new(self.router.find(message.subject));
+            let matched = self.router.find(message.subject);
             let prefix = self.router.stats.prefix(message.subject);
-            self.cache.put(Found { subject: message.subject.into(), mapped: None, prefix, verdict: Verdict::Allowed, matched });
+            let (subject, in_runs) = (message.subject.into(), OnceLock::new());
+            self.cache.put(Found { subject, mapped: None, prefix, verdict: Verdict::Allowed, matched, in_runs });
         }
         let Some(found) = self.cache.get(message.subject.as_bytes()) else { return };
         let publication = Publication::new(&found.subject, message.reply, message.headers, message.payload);
@@ -399,7 +400,8 @@ impl Session {
             let _ = publication.shared.set(frame.slice_ref(message.payload)); // it is new and empty
         }
         let count = self.router.publish_from_cluster(&found.matched, &message.queues, &publication, &mut self.hand);
-        self.tally.count(&found.prefix, message.headers.len() + message.payload.len(), count);
+        let size = message.headers.len() + message.payload.len();
+        self.tally.count(&found.prefix, 1, size, (count, count * size));
     }
 
     /// The hub has been silent, or takes nothing.
