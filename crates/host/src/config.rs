@@ -36,8 +36,12 @@ pub struct HostConfig {
     pub max_running: u32,
     /// Bytes of free disk that are never promised to projects.
     pub disk_reserve_bytes: u64,
-    /// Where plain NATS clients are accepted over TCP, if anywhere. Not encrypted: for loopback and private networks.
+    /// Where NATS clients are accepted over TCP, if anywhere. Not encrypted without the next two: for loopback and private networks.
     pub bus_listen: Option<SocketAddr>,
+    /// PEM file with the certificate for `bus_listen`, and those between it and its authority.
+    pub bus_tls_certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub bus_tls_key: Option<PathBuf>,
     /// The static `atoll` binary that is mounted into containers as their agent.
     pub binary: PathBuf,
     /// How long a started container's agent may take to say hello.
@@ -60,6 +64,8 @@ impl Default for HostConfig {
             max_running: 200,
             disk_reserve_bytes: 2 << 30,
             bus_listen: None,
+            bus_tls_certificate: None,
+            bus_tls_key: None,
             binary: PathBuf::from("/usr/bin/atoll"),
             agent_wait: Duration::from_secs(30),
             reconcile_every: Duration::from_secs(10),

@@ -13,6 +13,7 @@ use atoll_contract::{Error, ErrorCode, HostId, KeySet, host::HostFacts};
 use atoll_net::{
     bus::{BusLimits, Router},
     clock::SharedClock,
+    tls::ServerTls,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -59,6 +60,7 @@ pub async fn start(
     clock: SharedClock,
 ) -> Result<RunningHost, Error> {
     config.check()?;
+    let bus_tls = ServerTls::configured("host", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
     make_private_dir(&config.data_dir)?;
     let lock = lock(&config.data_dir)?;
     let listener = bind("listen", config.listen).await?;
@@ -107,8 +109,10 @@ pub async fn start(
         identity: identity.clone(),
     };
 
-    if let Some(listener) = bus_listener {
-        tasks.spawn(router.serve_tcp(listener, gate.users(), cancel.clone()));
+    match (bus_listener, bus_tls) {
+        (Some(listener), Some(tls)) => drop(tasks.spawn(router.serve_tls(listener, tls, gate.users(), cancel.clone()))),
+        (Some(listener), None) => drop(tasks.spawn(router.serve_tcp(listener, gate.users(), cancel.clone()))),
+        (None, _) => {}
     }
     tasks.spawn(sweep::uploads(gate.clone(), projects.clone(), cancel.clone()));
     tasks.spawn(http::serve(listener, gate::router(gate), cancel.clone()));

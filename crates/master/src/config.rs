@@ -20,8 +20,18 @@ pub struct MasterConfig {
     /// How users and hosts reach the master, `http(s)://name[:port]` without a path, where that isn't `listen`: behind a proxy that does
     /// TLS, for instance.
     pub public_url: Option<String>,
-    /// Address and port for the bus over plain TCP, for NATS clients that don't speak WebSocket. Absent: not served.
+    /// Address and port for the bus over TCP, for NATS clients that don't speak WebSocket. Absent: not served.
     pub bus_listen: Option<SocketAddr>,
+    /// PEM file with the certificate for `bus_listen`, and those between it and its authority. Absent: not encrypted.
+    pub bus_tls_certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub bus_tls_key: Option<PathBuf>,
+    /// Leaf node listeners of the NATS cluster that the bus joins; see [`HubUrl`](atoll_net::bus::HubUrl).
+    pub cluster_urls: Vec<String>,
+    /// What the cluster is shown; see [`BridgeOptions`](atoll_net::bus::BridgeOptions).
+    pub cluster_credentials_file: Option<PathBuf>,
+    /// PEM file with the certificates that the cluster's must lead to. Absent: those that the system trusts.
+    pub cluster_ca_file: Option<PathBuf>,
     /// HTTP connections at once; more wait to be accepted.
     pub max_connections: usize,
     /// For how many days ended operations can be listed.
@@ -35,6 +45,11 @@ impl Default for MasterConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, MASTER_PORT)),
             public_url: None,
             bus_listen: None,
+            bus_tls_certificate: None,
+            bus_tls_key: None,
+            cluster_urls: Vec::new(),
+            cluster_credentials_file: None,
+            cluster_ca_file: None,
             max_connections: 4096,
             history_days: 30,
         }

@@ -15,8 +15,9 @@ use atoll_contract::{
     subject::{CALLS, CALLS_QUEUE},
 };
 use atoll_net::{
-    bus::{Authenticator, BusLimits, Router},
+    bus::{Authenticator, BridgeOptions, BusLimits, Router},
     clock::SharedClock,
+    tls::ServerTls,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -122,6 +123,9 @@ impl Drop for RunningMaster {
 /// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
 pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
     config.check()?;
+    let bus_tls =
+        ServerTls::configured("master", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
+    let cluster = cluster(&config).await?;
     let lock = lock_data_dir(&config.data_dir)?;
     let path = config.data_dir.join("master.db");
     let opened = tokio::task::spawn_blocking(move || Store::open(&path).map_err(|error| (path, error))).await;
@@ -141,6 +145,9 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let unless_started = stop.clone().drop_guard();
     let bus = Router::new(BusLimits::default(), clock.clone());
+    if let Some(options) = cluster {
+        tasks.spawn(bus.join(options, stop.clone())?);
+    }
     let conn = bus.connect("master", None);
     let reports = conn.subscribe(REPORTS, None).await?;
     let places = Arc::new(StorePlaces { store: store.clone(), hosts: hosts.clone() });
@@ -162,14 +169,35 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     if taken_up > 0 {
         tracing::info!(operations = taken_up, "going on with the operations that have not ended");
     }
-    if let Some(listener) = bus_listener {
-        tasks.spawn(master.bus.serve_tcp(listener, master.authenticator.clone(), stop.clone()));
+    match (bus_listener, bus_tls) {
+        (Some(listener), Some(tls)) => drop(tasks.spawn(master.bus.serve_tls(listener, tls, master.authenticator.clone(), stop.clone()))),
+        (Some(listener), None) => drop(tasks.spawn(master.bus.serve_tcp(listener, master.authenticator.clone(), stop.clone()))),
+        (None, _) => {}
     }
     tasks.spawn(serve::serve(listener, api::router(master.clone()), config.max_connections, stop.clone()));
     let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
     Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls, tasks, stop, lock })
+}
+
+/// What crosses between the master's bus and a cluster that other masters are on, too.
+const SHARED: [&str; 4] = ["host.>", "account.>", "call.>", "_INBOX.>"];
+
+async fn cluster(config: &MasterConfig) -> Result<Option<BridgeOptions>, Error> {
+    if config.cluster_urls.is_empty() {
+        return Ok(None);
+    }
+    let options = BridgeOptions {
+        urls: config.cluster_urls.iter().map(|url| url.parse()).collect::<Result<_, _>>()?,
+        subjects: SHARED.map(Into::into).to_vec(),
+        credentials_file: config.cluster_credentials_file.clone(),
+        ca_file: config.cluster_ca_file.clone(),
+        name: "atoll-master".into(),
+        ..BridgeOptions::default()
+    };
+    options.check().await.map_err(|error| error.mend("Check master.cluster_credentials_file and master.cluster_ca_file."))?;
+    Ok(Some(options))
 }
 
 /// Makes the directory if need be and takes it for this process.

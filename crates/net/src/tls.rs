@@ -54,6 +54,26 @@ impl ServerTls {
         Ok(Self { certificate: certificate.into(), key: key.into(), clock, state: Mutex::new(state) })
     }
 
+    /// What a configuration's section says of its bus: nothing if it names no files.
+    ///
+    /// # Errors
+    /// `invalid_config` with the key if only one is named; as [`load`](Self::load), with the keys.
+    pub fn configured(section: &str, certificate: Option<&Path>, key: Option<&Path>, clock: SharedClock) -> Result<Option<Arc<Self>>, Error> {
+        let names = [format!("{section}.bus_tls_certificate"), format!("{section}.bus_tls_key")];
+        let alone = |missing: &str, named: &str| {
+            Err(Error::new(ErrorCode::InvalidConfig, format!("{missing} must be set, since {named} is.")).mend("Set both, or neither."))
+        };
+        match (certificate, key) {
+            (None, None) => Ok(None),
+            (Some(_), None) => alone(&names[1], &names[0]),
+            (None, Some(_)) => alone(&names[0], &names[1]),
+            (Some(certificate), Some(key)) => {
+                let loaded = Self::load(certificate, key, clock);
+                loaded.map(|tls| Some(Arc::new(tls))).map_err(|error| error.mend(format!("Check {} and {}.", names[0], names[1])))
+            }
+        }
+    }
+
     /// What a connection that begins now is served with.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,11 +204,24 @@ mod tests {
             (empty.clone(), good_key.clone(), "empty.pem", "no certificate"),
             (good.clone(), empty, "empty.pem", "no private key"),
             (good.clone(), good.clone(), "cert.pem", "no private key"),
-            (good.clone(), other, "other.pem", "isn't the key"),
+            (good.clone(), other.clone(), "other.pem", "isn't the key"),
         ] {
             let error = ServerTls::load(&certificate, &key, clock.clone()).unwrap_err();
             assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(file) && error.message.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn both_keys_or_none() {
+        let files = Files(tempfile::tempdir().unwrap());
+        let clock = TestClock::at(Timestamp::from_millis(0));
+        let configured = |certificate, key| ServerTls::configured("host", certificate, key, clock.clone());
+        assert!(configured(None, None).unwrap().is_none());
+        let path = files.path("x.pem");
+        assert!(configured(Some(&path), None).unwrap_err().message.starts_with("host.bus_tls_key must be set"));
+        assert!(configured(None, Some(&path)).unwrap_err().message.starts_with("host.bus_tls_certificate must be set"));
+        let missing = configured(Some(&path), Some(&path)).unwrap_err();
+        assert!(missing.message.contains("x.pem") && missing.mend.contains("host.bus_tls_certificate"), "{missing:?}");
     }
 
     #[test]

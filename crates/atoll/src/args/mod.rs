@@ -193,6 +193,7 @@ mod tests {
             "atoll health",
             "atoll dev bus",
             "atoll dev bus --listen 127.0.0.1:0 --websocket [::1]:0",
+            "atoll dev bus --tls-certificate c --tls-key k --cluster nats://a --cluster tls://b:1 --cluster-ca f",
             "atoll completion bash",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -203,6 +204,8 @@ mod tests {
     fn what_is_wrong_is_refused() {
         for line in [
             "atoll",
+            "atoll dev bus --tls-key k",
+            "atoll dev bus --cluster http://a",
             "atoll nonsense",
             "atoll serve",
             "atoll up --storage zfs",

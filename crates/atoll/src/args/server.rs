@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use atoll_net::bus::HubUrl;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::ConfigArgs;
@@ -105,6 +106,8 @@ pub enum Dev {
 Examples:
   atoll dev bus
   atoll dev bus --listen 127.0.0.1:4333 --websocket 127.0.0.1:4334
+  atoll dev bus --tls-certificate cert.pem --tls-key key.pem
+  atoll dev bus --cluster nats://127.0.0.1:7422              joins a NATS cluster, with all subjects
   nats --server nats://127.0.0.1:4222 sub 'orders.>'        any NATS client will do")]
     Bus(DevBusArgs),
 }
@@ -118,6 +121,26 @@ pub struct DevBusArgs {
     /// Address for NATS over WebSocket, at any path
     #[arg(long, value_name = "ADDR")]
     pub websocket: Option<SocketAddr>,
+
+    /// Encrypt --listen with this certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+
+    /// A leaf node listener of a NATS cluster to join, such as nats://127.0.0.1:7422; may be repeated
+    #[arg(long, value_name = "URL")]
+    pub cluster: Vec<HubUrl>,
+
+    /// File with what the cluster asks for: user:password, a token, an nkey seed, or .creds
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    pub cluster_credentials: Option<PathBuf>,
+
+    /// Certificates (PEM) that the cluster's must lead to; without it those that the system trusts
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    pub cluster_ca: Option<PathBuf>,
 }
 
 /// Print a completion script for a shell

@@ -13,6 +13,8 @@ pub enum Kind {
     Address,
     /// `http(s)://name[:port]` without a path.
     Url,
+    /// Nodes of a NATS cluster; in the environment and in flags with commas between them.
+    Hubs,
     Path,
     Size,
     Duration,
@@ -34,6 +36,7 @@ impl Kind {
             Self::Choice(values) => format!("one of {}", values.iter().map(|v| format!("\"{v}\"")).collect::<Vec<_>>().join(", ")),
             Self::Address => "an address, such as \"127.0.0.1:7420\"".into(),
             Self::Url => "a URL without a path, such as \"https://atoll.example.org\"".into(),
+            Self::Hubs => "a list of URLs, such as [\"tls://n1.example.org:7422\"]".into(),
             Self::Path => "a path, as a string".into(),
             Self::Size => "a size, such as \"512M\" or \"10G\"".into(),
             Self::Duration => "a duration, such as \"30s\" or \"10m\"".into(),
@@ -111,7 +114,27 @@ pub const KEYS: &[Key] = &[
         "`/var/lib/atoll/master` for root, else `$XDG_DATA_HOME/atoll/master`",
         "The master's database and keys. One process at a time.",
     ),
-    found("master.bus_listen", Kind::Address, "none", "A further address for NATS clients over plain TCP."),
+    found("master.bus_listen", Kind::Address, "none", "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set."),
+    found(
+        "master.bus_tls_certificate",
+        Kind::Path,
+        "none",
+        "Certificate (PEM, with those up to its authority) for `bus_listen`. A changed file is taken within seconds.",
+    ),
+    found("master.bus_tls_key", Kind::Path, "none", "Its private key (PEM)."),
+    found(
+        "master.cluster_urls",
+        Kind::Hubs,
+        "none",
+        "Leaf node listeners of a NATS cluster that the master's bus joins: `nats://NAME:PORT`, or `tls://NAME:PORT` to insist on TLS. See [the bus](bus.md#joining-a-nats-cluster).",
+    ),
+    found(
+        "master.cluster_credentials_file",
+        Kind::Path,
+        "none",
+        "`user:password`, a token or an nkey seed in one line, or a NATS `.creds` file. Read at every connect.",
+    ),
+    found("master.cluster_ca_file", Kind::Path, "what the system trusts", "Certificates (PEM) that the cluster's must lead to."),
     key(
         "master.max_connections",
         Kind::Count { least: 16, most: 1_000_000 },
@@ -138,7 +161,14 @@ pub const KEYS: &[Key] = &[
     key("host.labels", Kind::Labels, "", "Labels for placement."),
     key("host.max_running", Kind::Count { least: 1, most: 100_000 }, "200", "Projects that run at once at most."),
     key("host.disk_reserve", Kind::Size, "2G", "Free space that is never promised to projects."),
-    found("host.bus_listen", Kind::Address, "none", "A further address for NATS clients over plain TCP."),
+    found("host.bus_listen", Kind::Address, "none", "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set."),
+    found(
+        "host.bus_tls_certificate",
+        Kind::Path,
+        "none",
+        "Certificate (PEM, with those up to its authority) for `bus_listen`. A changed file is taken within seconds.",
+    ),
+    found("host.bus_tls_key", Kind::Path, "none", "Its private key (PEM)."),
     key(
         "host.storage.kind",
         Kind::Choice(&["auto", "btrfs", "dir"]),

@@ -7,6 +7,8 @@ mod settings;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use atoll_net::bus::HubUrl;
+
 use self::settings::Settings;
 pub use self::settings::Sources;
 use crate::{
@@ -34,8 +36,25 @@ pub struct Master {
     pub public_url: Option<String>,
     pub data_dir: PathBuf,
     pub bus_listen: Option<SocketAddr>,
+    pub bus_tls: BusTls,
+    pub cluster: Cluster,
     pub max_connections: u32,
     pub history_days: u32,
+}
+
+/// Both or none.
+#[derive(Debug, Clone, Default)]
+pub struct BusTls {
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+/// The NATS cluster that the master's bus joins, if there are URLs.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    pub urls: Vec<HubUrl>,
+    pub credentials_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +69,7 @@ pub struct Host {
     pub max_running: u32,
     pub disk_reserve: u64,
     pub bus_listen: Option<SocketAddr>,
+    pub bus_tls: BusTls,
     pub storage: Storage,
     pub runtime: Runtime,
 }
@@ -122,6 +142,8 @@ pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
         public_url: settings.text("master.public_url"),
         data_dir: settings.path("master.data_dir").unwrap_or_else(|| machine.data_root.join("master")),
         bus_listen: settings.maybe_address("master.bus_listen")?,
+        bus_tls: bus_tls(&settings, ["master.bus_listen", "master.bus_tls_certificate", "master.bus_tls_key"])?,
+        cluster: cluster(&settings)?,
         max_connections: settings.count("master.max_connections")?,
         history_days: settings.count("master.history_days")?,
     };
@@ -130,6 +152,31 @@ pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
     }
     let level = settings.text("log.level").unwrap_or_else(|| "info".into());
     Ok(Config { log: Log { level, json: settings.text("log.format").as_deref() == Some("json") }, master, host })
+}
+
+fn bus_tls(settings: &Settings, [listen, certificate, key]: [&str; 3]) -> Result<BusTls> {
+    let tls = BusTls { certificate: settings.path(certificate), key: settings.path(key) };
+    match (&tls.certificate, &tls.key) {
+        (None, None) => Ok(tls),
+        (Some(_), None) => Err(settings.refuse(key, format!("must be set, since {certificate} is."))),
+        (None, Some(_)) => Err(settings.refuse(certificate, format!("must be set, since {key} is."))),
+        (Some(_), Some(_)) if settings.text(listen).is_none() => {
+            Err(settings.refuse(certificate, format!("does nothing without {listen}, the address that it is for.")))
+        }
+        (Some(_), Some(_)) => Ok(tls),
+    }
+}
+
+fn cluster(settings: &Settings) -> Result<Cluster> {
+    let cluster = Cluster {
+        urls: settings.hubs("master.cluster_urls")?,
+        credentials_file: settings.path("master.cluster_credentials_file"),
+        ca_file: settings.path("master.cluster_ca_file"),
+    };
+    if cluster.urls.is_empty() && (cluster.credentials_file.is_some() || cluster.ca_file.is_some()) {
+        return Err(settings.refuse("master.cluster_urls", "must be set for the cluster's other keys to mean anything."));
+    }
+    Ok(cluster)
 }
 
 fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
@@ -158,6 +205,7 @@ fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
         max_running: settings.count("host.max_running")?,
         disk_reserve: settings.size("host.disk_reserve")?,
         bus_listen: settings.maybe_address("host.bus_listen")?,
+        bus_tls: bus_tls(settings, ["host.bus_listen", "host.bus_tls_certificate", "host.bus_tls_key"])?,
         storage: Storage {
             kind: match settings.text("host.storage.kind").as_deref() {
                 Some("btrfs") => StorageChoice::Btrfs,
@@ -262,9 +310,23 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_a_cluster_in_the_docs_is_a_config() {
+        let docs = include_str!("../../../../docs/reference/bus.md");
+        let example = docs.split("<!-- master, tested -->\n```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let cluster = build(example).unwrap().master.cluster;
+        let shown: Vec<_> = cluster.urls.iter().map(ToString::to_string).collect();
+        assert_eq!(shown[0], "tls://n1.example.org:7422");
+        assert!(shown.len() == 3 && cluster.credentials_file.is_some() && cluster.ca_file.is_some());
+    }
+
+    #[test]
     fn what_does_not_go_together_is_refused() {
         for (text, key) in [
             ("[host]\nlisten = \"0.0.0.0:7430\"", "host.public_url"),
+            ("[host]\nbus_tls_key = \"/k\"", "host.bus_tls_certificate"),
+            ("[master]\nbus_listen = \"127.0.0.1:1\"\nbus_tls_certificate = \"/c\"", "master.bus_tls_key"),
+            ("[host]\nbus_tls_certificate = \"/c\"\nbus_tls_key = \"/k\"", "host.bus_listen"),
+            ("[master]\ncluster_ca_file = \"/c\"", "master.cluster_urls"),
             ("[host]\ndata_dir = \"/data/master\"", "host.data_dir"),
             ("[host.runtime]\nnetwork = \"host\"", "host.runtime.network"),
             ("[host]\nmaster_url = \"\"", "host.master_url"),

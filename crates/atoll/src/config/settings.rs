@@ -9,6 +9,7 @@ use std::{
 };
 
 use atoll_contract::{Error, ErrorCode, error::Result};
+use atoll_net::bus::HubUrl;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -139,6 +140,10 @@ impl Settings {
         self.text(name).map(PathBuf::from)
     }
 
+    pub fn hubs(&self, name: &str) -> Result<Vec<HubUrl>> {
+        hubs(self.get(name)).map_err(|error| self.refuse(name, error.message))
+    }
+
     pub fn labels(&self, name: &str) -> BTreeMap<String, String> {
         self.0.get(name).map(|setting| setting.labels.clone()).unwrap_or_default()
     }
@@ -206,6 +211,11 @@ impl File<'_> {
                 let digits = number.as_str().replace('_', "");
                 self.settings.put(key, &digits, origin)
             }
+            (Kind::Hubs, DeValue::Array(urls)) => {
+                let urls = urls.iter().map(|url| url.get_ref().as_str()).collect::<Option<Vec<_>>>();
+                let urls = urls.ok_or_else(|| wrong(key, &written(), &origin))?;
+                self.settings.put(key, &urls.join(","), origin)
+            }
             (Kind::Labels | Kind::Count { .. }, _) => Err(wrong(key, &written(), &origin)),
             (_, DeValue::String(text)) => self.settings.put(key, text, origin),
             _ => Err(wrong(key, &written(), &origin)),
@@ -227,6 +237,7 @@ fn check(key: &Key, text: &str) -> Result<(), String> {
         Kind::Choice(values) => values.contains(&text).then_some(()).ok_or_else(expected),
         Kind::Address => text.parse::<SocketAddr>().map(drop).map_err(|_| expected()),
         Kind::Url => crate::client::base_url(text).map(drop).map_err(|_| expected()),
+        Kind::Hubs => hubs(text).map(drop).map_err(|error| error.message),
         Kind::Size => text.parse::<Size>().map(drop).map_err(|_| expected()),
         Kind::Duration => match text.parse::<Span>() {
             Ok(span) if !span.0.is_zero() => Ok(()),
@@ -237,6 +248,10 @@ fn check(key: &Key, text: &str) -> Result<(), String> {
             _ => Err(expected()),
         },
     }
+}
+
+fn hubs(text: &str) -> Result<Vec<HubUrl>> {
+    text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::parse).collect()
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
@@ -282,6 +297,8 @@ mod tests {
             ("[host]\nmax_running = \"many\"", &["host.max_running", "a whole number"]),
             ("[host]\nmax_running = 0", &["host.max_running", "from 1"]),
             ("[host]\nname = \"a b\"", &["host.name", "letters"]),
+            ("[master]\ncluster_urls = \"http://x\"", &["master.cluster_urls", "line 2", "a list of URLs"]),
+            ("[master]\ncluster_urls = [\"tls://x\", 1]", &["master.cluster_urls", "a list of URLs"]),
             ("[host]\nlabels = \"x\"", &["host.labels", "a table"]),
             ("[host.labels]\ndisk = 1", &["host.labels", "line 2"]),
             ("[host.storage]\nkind = \"zfs\"", &["host.storage.kind", "\"btrfs\""]),

@@ -4,8 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, ErrorCode, subject::Permissions};
 use atoll_net::{
-    bus::{Authenticator, BusLimits, Credentials, Grant, Router},
+    bus::{Authenticator, BridgeOptions, BusLimits, Credentials, Grant, Router},
     clock::SystemClock,
+    tls::ServerTls,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -40,7 +41,16 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         let (router, auth) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Open));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (listener, addr) = bind(args.listen).await?;
-        tasks.spawn(router.serve_tcp(listener, auth.clone(), cancel.clone()));
+        let tls = args.tls_certificate.as_deref().zip(args.tls_key.as_deref());
+        let tls = tls.map(|(certificate, key)| ServerTls::load(certificate, key, Arc::new(SystemClock))).transpose()?;
+        let scheme = if tls.is_some() { "tls" } else { "nats" };
+        match tls {
+            Some(tls) => drop(tasks.spawn(router.serve_tls(listener, Arc::new(tls), auth.clone(), cancel.clone()))),
+            None => drop(tasks.spawn(router.serve_tcp(listener, auth.clone(), cancel.clone()))),
+        }
+        if let Some(options) = cluster(&args).await? {
+            tasks.spawn(router.join(options, cancel.clone())?);
+        }
         let websocket = match args.websocket {
             Some(address) => {
                 let (listener, addr) = bind(address).await?;
@@ -52,7 +62,7 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         if json {
             println!("{}", serde_json::json!({ "listen": addr, "websocket": websocket }));
         } else {
-            announce(&format!("The bus serves at nats://{addr}."));
+            announce(&format!("The bus serves at {scheme}://{addr}."));
             if let Some(addr) = websocket {
                 announce(&format!("The bus serves at ws://{addr}."));
             }
@@ -69,6 +79,22 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// How to join the cluster that is named, if one is.
+async fn cluster(args: &DevBusArgs) -> Result<Option<BridgeOptions>> {
+    if args.cluster.is_empty() {
+        return Ok(None);
+    }
+    let options = BridgeOptions {
+        urls: args.cluster.clone(),
+        subjects: vec![">".into()],
+        credentials_file: args.cluster_credentials.clone(),
+        ca_file: args.cluster_ca.clone(),
+        ..BridgeOptions::default()
+    };
+    options.check().await?;
+    Ok(Some(options))
 }
 
 fn only_loopback(address: SocketAddr) -> Result<()> {

@@ -116,6 +116,8 @@ fn host_config(config: &Host, binary: PathBuf) -> HostConfig {
         max_running: config.max_running,
         disk_reserve_bytes: config.disk_reserve,
         bus_listen: config.bus_listen,
+        bus_tls_certificate: config.bus_tls.certificate.clone(),
+        bus_tls_key: config.bus_tls.key.clone(),
         binary,
         ..HostConfig::default()
     }

@@ -53,6 +53,11 @@ fn master_config(config: &Master) -> MasterConfig {
         public_url: config.public_url.clone(),
         data_dir: config.data_dir.clone(),
         bus_listen: config.bus_listen,
+        bus_tls_certificate: config.bus_tls.certificate.clone(),
+        bus_tls_key: config.bus_tls.key.clone(),
+        cluster_urls: config.cluster.urls.iter().map(ToString::to_string).collect(),
+        cluster_credentials_file: config.cluster.credentials_file.clone(),
+        cluster_ca_file: config.cluster.ca_file.clone(),
         max_connections: config.max_connections as usize,
         history_days: config.history_days,
     }

@@ -4,6 +4,9 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use atoll_contract::{Error, ErrorCode};
 
+use super::credentials::Credentials;
+use crate::tls;
+
 /// What a bridge is told.
 #[derive(Debug, Clone)]
 pub struct BridgeOptions {
@@ -51,6 +54,21 @@ impl Default for BridgeOptions {
             first_pause: Duration::from_millis(250),
             longest_pause: Duration::from_secs(30),
         }
+    }
+}
+
+impl BridgeOptions {
+    /// Looks at the files, which are looked at again at every connect: mistakes are better seen at the start.
+    ///
+    /// # Errors
+    /// `invalid_config` with the file.
+    pub async fn check(&self) -> Result<(), Error> {
+        Credentials::load(self.credentials_file.as_deref()).await?;
+        if let Some(path) = self.ca_file.clone() {
+            let read = tokio::task::spawn_blocking(move || tls::client_config(Some(&path)).map(drop)).await;
+            read.map_err(|error| Error::internal(error.to_string()))??;
+        }
+        Ok(())
     }
 }
 
