@@ -123,8 +123,7 @@ impl Drop for RunningMaster {
 /// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
 pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
     config.check()?;
-    let bus_tls =
-        ServerTls::configured("master", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
+    let bus_tls = ServerTls::configured("master", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
     let cluster = cluster(&config).await?;
     let lock = lock_data_dir(&config.data_dir)?;
     let path = config.data_dir.join("master.db");

@@ -58,7 +58,12 @@ impl ServerTls {
     ///
     /// # Errors
     /// `invalid_config` with the key if only one is named; as [`load`](Self::load), with the keys.
-    pub fn configured(section: &str, certificate: Option<&Path>, key: Option<&Path>, clock: SharedClock) -> Result<Option<Arc<Self>>, Error> {
+    pub fn configured(
+        section: &str,
+        certificate: Option<&Path>,
+        key: Option<&Path>,
+        clock: SharedClock,
+    ) -> Result<Option<Arc<Self>>, Error> {
         let names = [format!("{section}.bus_tls_certificate"), format!("{section}.bus_tls_key")];
         let alone = |missing: &str, named: &str| {
             Err(Error::new(ErrorCode::InvalidConfig, format!("{missing} must be set, since {named} is.")).mend("Set both, or neither."))

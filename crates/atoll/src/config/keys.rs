@@ -114,7 +114,12 @@ pub const KEYS: &[Key] = &[
         "`/var/lib/atoll/master` for root, else `$XDG_DATA_HOME/atoll/master`",
         "The master's database and keys. One process at a time.",
     ),
-    found("master.bus_listen", Kind::Address, "none", "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set."),
+    found(
+        "master.bus_listen",
+        Kind::Address,
+        "none",
+        "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set.",
+    ),
     found(
         "master.bus_tls_certificate",
         Kind::Path,
@@ -161,7 +166,12 @@ pub const KEYS: &[Key] = &[
     key("host.labels", Kind::Labels, "", "Labels for placement."),
     key("host.max_running", Kind::Count { least: 1, most: 100_000 }, "200", "Projects that run at once at most."),
     key("host.disk_reserve", Kind::Size, "2G", "Free space that is never promised to projects."),
-    found("host.bus_listen", Kind::Address, "none", "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set."),
+    found(
+        "host.bus_listen",
+        Kind::Address,
+        "none",
+        "A further address for NATS clients over TCP; plain unless `bus_tls_certificate` is set.",
+    ),
     found(
         "host.bus_tls_certificate",
         Kind::Path,

@@ -42,8 +42,8 @@ mod trie;
 mod websocket;
 mod wire;
 
-pub use error::{answered_error, error_answer};
 pub use bridge::{BridgeOptions, BridgeView, HubUrl};
+pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};

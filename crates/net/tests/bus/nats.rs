@@ -60,8 +60,11 @@ impl Node {
             }
         });
         let mut node = Self { child, log, clients: String::new(), leafs: String::new(), routes: String::new(), _directory: directory };
-        until("nats-server is ready", async || node.has("Server is ready") || node.child.try_wait().unwrap().is_some()).await;
-        assert!(node.has("Server is ready"), "{:#?}", node.log.lock().unwrap());
+        // what it listens on is told before and after that it is ready
+        let kinds = [("client", true), ("leafnode", config.contains("leafnodes {")), ("route", config.contains("cluster {"))];
+        let ready = |node: &Self| node.has("Server is ready") && kinds.iter().all(|(kind, told)| !told || node.address(kind).is_some());
+        until("nats-server is ready", async || ready(&node) || node.child.try_wait().unwrap().is_some()).await;
+        assert!(ready(&node), "{:#?}", node.log.lock().unwrap());
         node.clients = format!("nats://{}", node.address("client").unwrap());
         node.leafs = node.address("leafnode").unwrap_or_default();
         node.routes = node.address("route").unwrap_or_default();

@@ -10,10 +10,11 @@ use std::{
 pub(crate) const CHECKS: [&str; 8] =
     ["connect", "requests", "queue groups", "headers", "no responders", "large payloads", "reconnect", "drain"];
 
-pub(crate) const CLIENTS: [&str; 7] = [
+pub(crate) const CLIENTS: [&str; 8] = [
     "async-nats, TCP",
     "async-nats, WebSocket",
     "nats-py, TCP",
+    "nats-py, TLS",
     "nats-py, WebSocket",
     "@nats-io/transport-node, TCP",
     "@nats-io/nats-core, WebSocket in Node",

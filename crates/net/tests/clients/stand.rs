@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +11,9 @@ use atoll_contract::{Error, ErrorCode, subject::Permissions};
 use atoll_net::{
     bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router},
     clock::SystemClock,
+    tls::ServerTls,
 };
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -21,20 +24,49 @@ pub(crate) const INBOX: &str = "_INBOX.alice";
 pub(crate) struct Stand {
     pub(crate) tcp: SocketAddr,
     pub(crate) websocket: SocketAddr,
+    /// Where TCP is encrypted: a directory with the certificate, which is for localhost.
+    certificate: Option<TempDir>,
     _stop: DropGuard,
 }
 
 impl Stand {
     pub(crate) async fn start() -> Self {
+        Self::begin(None).await
+    }
+
+    /// With TLS over TCP.
+    pub(crate) async fn encrypted() -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(directory.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        Self::begin(Some(directory)).await
+    }
+
+    async fn begin(certificate: Option<TempDir>) -> Self {
+        let load = |directory: &TempDir| {
+            let path = |name| directory.path().join(name);
+            Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), Arc::new(SystemClock)).unwrap())
+        };
+        let tls = certificate.as_ref().map(load);
         let (tcp, websocket) = (listen(any()).await, listen(any()).await);
         let addresses = (tcp.local_addr().unwrap(), websocket.local_addr().unwrap());
         let stop = CancellationToken::new();
-        tokio::spawn(serve(tcp, websocket, stop.clone()));
-        Self { tcp: addresses.0, websocket: addresses.1, _stop: stop.drop_guard() }
+        tokio::spawn(serve(tcp, websocket, tls, stop.clone()));
+        Self { tcp: addresses.0, websocket: addresses.1, certificate, _stop: stop.drop_guard() }
     }
 
     pub(crate) fn tcp_url(&self) -> String {
         format!("nats://{}", self.tcp)
+    }
+
+    pub(crate) fn tls_url(&self) -> String {
+        format!("tls://localhost:{}", self.tcp.port())
+    }
+
+    /// Who trusts this file trusts this bus.
+    pub(crate) fn certificate(&self) -> Option<PathBuf> {
+        self.certificate.as_ref().map(|directory| directory.path().join("cert.pem"))
     }
 
     pub(crate) fn websocket_url(&self) -> String {
@@ -51,14 +83,17 @@ async fn listen(address: SocketAddr) -> TcpListener {
 }
 
 /// One bus after the other at the same addresses, each without a memory of the one before.
-async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, stop: CancellationToken) {
+async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc<ServerTls>>, stop: CancellationToken) {
     let addresses = (tcp.local_addr().unwrap(), websocket.local_addr().unwrap());
     loop {
         let (router, auth, cancel) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Door), stop.child_token());
         let conn = router.connect("the test", None);
         let mut restart = conn.subscribe("control.restart", None).await.unwrap();
         tokio::spawn(echo(conn.clone()));
-        let by_tcp = tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone()));
+        let by_tcp = match &tls {
+            Some(tls) => tokio::spawn(router.serve_tls(tcp, tls.clone(), auth.clone(), cancel.clone())),
+            None => tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone())),
+        };
         let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, auth, cancel.clone()));
         tokio::select! {
             _ = restart.next() => {}
