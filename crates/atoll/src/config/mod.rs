@@ -157,13 +157,12 @@ pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
 fn bus_tls(settings: &Settings, [listen, certificate, key]: [&str; 3]) -> Result<BusTls> {
     let tls = BusTls { certificate: settings.path(certificate), key: settings.path(key) };
     match (&tls.certificate, &tls.key) {
-        (None, None) => Ok(tls),
         (Some(_), None) => Err(settings.refuse(key, format!("must be set, since {certificate} is."))),
         (None, Some(_)) => Err(settings.refuse(certificate, format!("must be set, since {key} is."))),
         (Some(_), Some(_)) if settings.text(listen).is_none() => {
             Err(settings.refuse(certificate, format!("does nothing without {listen}, the address that it is for.")))
         }
-        (Some(_), Some(_)) => Ok(tls),
+        (None, None) | (Some(_), Some(_)) => Ok(tls),
     }
 }
 
