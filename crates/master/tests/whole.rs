@@ -212,3 +212,55 @@ async fn wait(client: &Client, accepted: &ProjectAccepted, until: impl Fn(&Opera
         after = view.version;
     }
 }
+
+/// INFO and CONNECT of a leaf node, as a nats-server would hear them, up to the master's interest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_bus_joins_a_cluster_and_is_served_over_tls() {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(path("cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(path("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(path("credentials"), "atoll:secret\n").unwrap();
+    let hub = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = MasterConfig {
+        data_dir: path("data"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        bus_listen: "127.0.0.1:0".parse().ok(),
+        bus_tls_certificate: Some(path("cert.pem")),
+        bus_tls_key: Some(path("key.pem")),
+        cluster_urls: vec![format!("nats://{}", hub.local_addr().unwrap())],
+        cluster_credentials_file: Some(path("credentials")),
+        ..MasterConfig::default()
+    };
+    for (key, wrong) in [
+        ("master.bus_tls_key", MasterConfig { bus_tls_key: None, ..config.clone() }),
+        ("cert.pem", MasterConfig { bus_tls_key: Some(path("cert.pem")), ..config.clone() }),
+        ("none.pem", MasterConfig { cluster_ca_file: Some(path("none.pem")), ..config.clone() }),
+        ("credentials", MasterConfig { cluster_credentials_file: Some(path("no-credentials")), ..config.clone() }),
+        ("http://x", MasterConfig { cluster_urls: vec!["http://x".into()], ..config.clone() }),
+    ] {
+        let error = start(wrong, Arc::new(SystemClock)).await.err().unwrap();
+        assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(key), "{error}");
+    }
+    let master = start(config, Arc::new(SystemClock)).await.unwrap();
+
+    let conversation = async {
+        let mut leaf = BufReader::new(hub.accept().await.unwrap().0);
+        leaf.write_all(b"INFO {\"leafnode_urls\":[],\"headers\":true}\r\n").await.unwrap();
+        let mut lines = leaf.lines();
+        let connect = lines.next_line().await.unwrap().unwrap();
+        assert!(connect.contains("\"user\":\"atoll\",\"pass\":\"secret\""), "{connect}");
+        while lines.next_line().await.unwrap().unwrap() != "PING" {}
+        lines.get_mut().write_all(b"PONG\r\n").await.unwrap();
+        while lines.next_line().await.unwrap().unwrap() != "LS+ host.*.report" {}
+    };
+    tokio::time::timeout(BOUND, conversation).await.unwrap();
+
+    let url = format!("tls://localhost:{}", master.bus_addr().unwrap().port());
+    let refused = async_nats::ConnectOptions::with_token("wrong".into()).add_root_certificates(path("cert.pem")).connect(url).await;
+    assert_eq!(refused.unwrap_err().kind(), async_nats::ConnectErrorKind::AuthorizationViolation, "so TLS was done");
+    master.shutdown().await;
+}
