@@ -16,6 +16,7 @@ mod error;
 pub mod fuzz;
 mod inlet;
 mod limits;
+mod listen;
 mod local;
 mod lookup;
 #[cfg(all(test, feature = "model"))]
@@ -41,6 +42,7 @@ mod wire;
 
 pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
+pub use listen::listen;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};
 
