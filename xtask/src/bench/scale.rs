@@ -135,8 +135,8 @@ impl Crowd {
     fn subscribe(&mut self) -> Done {
         for from in (0..CONNECTIONS).step_by(BATCH) {
             for i in from..from + BATCH {
-                let subs: String = (0..SUBSCRIPTIONS).map(|n| format!("SUB {} {}\r\n", pattern(i, n), n + 1)).collect();
-                self.clients[i].say(format!("{subs}PING\r\n").as_bytes())?;
+                let subs: Vec<_> = (0..SUBSCRIPTIONS).map(|n| format!("SUB {} {}\r\n", pattern(i, n), n + 1)).collect();
+                self.clients[i].say(format!("{}PING\r\n", subs.concat()).as_bytes())?;
             }
             self.wait(from, |client| client.pongs == 2)?;
         }
@@ -146,8 +146,8 @@ impl Crowd {
     /// One client publishes to each in turn.
     fn one_message_each(&mut self) -> Done {
         for from in (0..CONNECTIONS).step_by(BATCH) {
-            let publications: String = (from..from + BATCH).map(|i| format!("PUB to.{i} 5\r\nhello\r\n")).collect();
-            self.clients[0].say(publications.as_bytes())?;
+            let publications: Vec<_> = (from..from + BATCH).map(|i| format!("PUB to.{i} 5\r\nhello\r\n")).collect();
+            self.clients[0].say(publications.concat().as_bytes())?;
             self.wait(from, |client| client.messages == 1)?;
         }
         Ok(())
