@@ -15,10 +15,11 @@ const FLAGS: &[&str] = &[
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "--cfg",
+    "fuzzing",
     "-Zsanitizer=address",
     "-Cforce-frame-pointers=yes",
     "-Ccodegen-units=1",
-    "--cfg=fuzzing",
 ];
 /// Of one process; the address sanitizer takes most of it.
 const MEMORY_MB: usize = 3000;
