@@ -1,9 +1,10 @@
-//! The project's own tasks: `cargo xtask demo | test | bench | tidy`.
+//! The project's own tasks: `cargo xtask demo | test | fuzz | bench | tidy`.
 
 mod bench;
 mod cli;
 mod demo;
 mod faults;
+mod fuzz;
 mod image;
 mod machine;
 mod sh;
@@ -44,6 +45,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Feed the bus what nobody would think of, with the address sanitizer, and stop at what it finds.
+    Fuzz {
+        /// Of each target; all run at once.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Only these, such as `bus_tcp`.
+        targets: Vec<String>,
+    },
     /// Only the fault cases of `test`: kill real processes, ask for nonsense, fill disks.
     Faults,
     /// Measure something beside its anchor, in one run.
@@ -61,6 +70,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Task::Demo { check, image, data_dir } => demo::run(check, &image, data_dir),
         Task::Test { args } => test::run(&args),
+        Task::Fuzz { minutes, targets } => fuzz::run(minutes, &targets),
         Task::Faults => test::faults(),
         Task::Bench { name, options } => bench::run(name, &options),
         Task::Tidy => tidy::run(),

@@ -29,6 +29,7 @@ pub fn run(args: &[String]) -> Done {
         skipped.extend(line.strip_prefix(SKIPPED).map(str::to_owned));
     }
     let status = child.wait()?;
+    let models = if args.is_empty() { models() } else { Ok(()) };
     // a call for some tests alone is somebody at work on those
     let faults = if args.is_empty() { crate::faults::run(&binary, &image) } else { Ok(()) };
     let tidy = crate::tidy::run();
@@ -38,8 +39,13 @@ pub fn run(args: &[String]) -> Done {
         println!("\n{} skipped on this machine:", skipped.len());
         skipped.iter().for_each(|line| println!("  {line}"));
     }
-    faults.and(tidy)?;
+    models.and(faults).and(tidy)?;
     if status.success() { Ok(()) } else { fail("some tests failed; see above") }
+}
+
+/// The models of the bus's concurrent parts: a build of their own, since they replace its locks.
+fn models() -> Done {
+    sh::run(machine::cargo(), &["test", "--package", "atoll-net", "--features", "model", "--lib", "model"])
 }
 
 /// The fault cases alone.

@@ -191,7 +191,7 @@ fn agents_dir(data_dir: &Path) -> Result<std::path::PathBuf, Error> {
 }
 
 async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|error| {
+    atoll_net::bus::listen(address).map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::AddrInUse => "the port is in use".into(),
             std::io::ErrorKind::AddrNotAvailable => "this machine doesn't have that address".into(),

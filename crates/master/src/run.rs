@@ -225,7 +225,7 @@ fn store_error(path: &Path, error: &StoreError) -> Error {
 }
 
 async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|error| {
+    atoll_net::bus::listen(address).map_err(|error| {
         let text = if error.kind() == std::io::ErrorKind::AddrInUse {
             format!("{key} is {address}, and that port is in use.")
         } else {

@@ -75,7 +75,7 @@ fn create_dormant(cli: &Cli) -> Done {
 }
 
 /// Bytes of memory that are this process's own (`Pss`), from /proc.
-fn resident(pid: u32) -> Done<u64> {
+pub fn resident(pid: u32) -> Done<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let kilobytes =
         text.lines().find_map(|line| line.strip_prefix("Pss:")).and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());

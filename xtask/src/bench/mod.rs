@@ -2,6 +2,7 @@
 
 mod bus;
 mod idle;
+mod scale;
 mod start;
 
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ pub enum Name {
     Idle,
     /// Messages over the bus, against nats-server.
     Bus,
+    /// Memory of the bus with 10,000 connections and 1,000,000 subscriptions, against nats-server.
+    Scale,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +49,7 @@ pub fn run(name: Name, options: &Options) -> Done {
     let (mut report, table) = match name {
         Name::Start => (on_a_cluster(options.debug, |bed, image| start::start(&bed.cli(), image))?, None),
         Name::Idle => (on_a_cluster(options.debug, |bed, _| idle::idle(bed))?, None),
+        Name::Scale => (scale::scale(options)?, None),
         Name::Bus => bus::run(options).map(|(report, table)| (report, Some(table)))?,
     };
     report["build"] = if options.debug { "debug" } else { "release" }.into();

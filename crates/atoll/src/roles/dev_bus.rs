@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, ErrorCode, subject::Permissions};
 use atoll_net::{
-    bus::{Authenticator, BridgeOptions, BusLimits, Credentials, Grant, Router},
+    bus::{Authenticator, BridgeOptions, BusLimits, Credentials, Grant, Router, listen},
     clock::SystemClock,
     tls::ServerTls,
 };
@@ -109,7 +109,7 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::InvalidConfig, format!("{address} can't be listened on: {error}.")).mend("Choose another port.")
     };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = listen(address).map_err(failed)?;
     let addr = listener.local_addr().map_err(failed)?;
     Ok((listener, addr))
 }

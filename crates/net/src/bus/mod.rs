@@ -45,6 +45,7 @@ mod wire;
 pub use bridge::{BridgeOptions, BridgeView, HubUrl};
 pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
+pub use listen::listen;
 pub use nkey::nkey_proves;
 pub use router::{BusStats, ConnectionView, Router};
 

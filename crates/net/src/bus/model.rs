@@ -6,8 +6,8 @@
 mod connections;
 mod queues;
 
-/// Every order with so many preemptions: nearly all known faults need two at most (Musuvathi and Qadeer, CHESS, 2007).
-const PREEMPTIONS: usize = 2;
+/// Every order with so many preemptions; nearly all known faults need two at most (Musuvathi and Qadeer, CHESS, 2007).
+const PREEMPTIONS: usize = 3;
 
 fn explore(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();

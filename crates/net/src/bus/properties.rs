@@ -232,10 +232,10 @@ async fn a_thousand_connections_with_a_hundred_thousand_subscriptions_leave_noth
     for i in 0..CONNECTIONS {
         let (mut ours, theirs) = tokio::io::duplex(16 << 10);
         tokio::spawn(router.serve(theirs, "pipe".into(), Arc::new(Open), cancel.clone()));
-        let subs: String = (1..SUBSCRIPTIONS)
+        let subs: Vec<_> = (1..SUBSCRIPTIONS)
             .map(|n| format!("SUB {}.{i}.{n}{} {n}\r\n", if n % 10 == 0 { "*" } else { "site" }, if n % 7 == 0 { ".>" } else { "" }))
             .collect();
-        ours.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{subs}SUB to.{i} 100\r\nPING\r\n").as_bytes()).await.unwrap();
+        ours.write_all(format!("CONNECT {{\"verbose\":false}}\r\n{}SUB to.{i} 100\r\nPING\r\n", subs.concat()).as_bytes()).await.unwrap();
         hear(&mut ours, b"PONG\r\n").await;
         clients.push(ours);
     }

@@ -5,7 +5,7 @@
 //! message fails the run.
 
 mod report;
-mod server;
+pub mod server;
 
 use std::path::Path;
 

@@ -73,6 +73,10 @@ impl Server {
         Ok(server)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Seconds of processor that it has taken, by itself and for it in the kernel.
     pub fn cpu(&self) -> Done<f64> {
         ticks(&format!("/proc/{}/stat", self.child.id()), [13, 14])

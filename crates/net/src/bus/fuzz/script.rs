@@ -77,8 +77,7 @@ fn act(escape: &[u8], code: u8) -> Act<'_> {
         b'D' => Act::Drain,
         b'=' => Act::Frame(Framing::Raw),
         // FIN and the opcode, then the other bits at will
-        0x80..=0xFD => Act::Frame(Framing::Frame { first: code, masked: true }),
-        0x00..=0x0F => Act::Frame(Framing::Frame { first: code, masked: true }),
+        0x80..=0xFD | 0x00..=0x0F => Act::Frame(Framing::Frame { first: code, masked: true }),
         0x10..=0x1F => Act::Frame(Framing::Frame { first: 0x80 | code & 0x0F, masked: false }),
         _ => Act::Turn,
     }

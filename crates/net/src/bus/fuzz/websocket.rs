@@ -86,7 +86,8 @@ impl Wire {
                 match bytes.len() {
                     short @ 0..=125 => out.push(mask | short as u8),
                     long => {
-                        out.push(mask | 126);
+                        // 126: two bytes of length follow
+                        out.push(mask | 0x7E);
                         out.extend_from_slice(&(long as u16).to_be_bytes()); // inputs are shorter than 64 KiB
                     }
                 }

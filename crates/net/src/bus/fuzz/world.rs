@@ -16,7 +16,10 @@ use atoll_contract::{
     subject::{Mapping, Permissions},
 };
 use futures_util::FutureExt;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -57,6 +60,8 @@ const PIPE: usize = 512;
 const MOST_POLLS: u64 = 400_000;
 /// Times that the clients' ends are seen to before the bus is asked to be quiet.
 const MOST_ROUNDS: usize = 100_000;
+/// How often a client looks at what comes while it waits: well within what a connection that ends is given.
+const LOOKS: Duration = Duration::from_millis(500);
 /// A line that a queue takes beyond its bounds: the last words.
 const LAST_WORDS: usize = 128;
 
@@ -112,10 +117,7 @@ impl World {
             }
             Act::Switch(to) => self.current = to,
             Act::Turn => {}
-            Act::Wait(time) => {
-                self.clock.advance(time);
-                tokio::time::sleep(time).await;
-            }
+            Act::Wait(time) => self.wait(time).await,
             Act::Drop => self.clients[self.current] = None,
             Act::Shut => self.client().shut = true,
             Act::Reading(reading) => {
@@ -143,7 +145,11 @@ impl World {
                         .ok(),
                 };
             }
-            Act::Drain => self.router.drain(Duration::from_secs(1)).await,
+            Act::Drain => {
+                let router = self.router.clone();
+                tokio::spawn(async move { router.drain(Duration::from_secs(1)).await });
+                self.wait(Duration::from_secs(2)).await;
+            }
         }
         self.turn().await;
     }
@@ -193,6 +199,16 @@ impl World {
             }
             client
         })
+    }
+
+    /// Lets time pass, in which the clients read what comes.
+    async fn wait(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        self.clock.advance(time);
+        while Instant::now() < end {
+            tokio::time::sleep_until(end.min(Instant::now() + LOOKS)).await;
+            self.turn().await;
+        }
     }
 
     /// Lets everything happen that can without time passing, or nearly.

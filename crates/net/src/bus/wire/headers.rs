@@ -16,7 +16,10 @@ pub(crate) fn well_formed(block: &[u8]) -> bool {
     let mut lines = text.split("\r\n");
     let status = lines.next().and_then(|first| first.strip_prefix(VERSION)).is_some_and(|rest| {
         let code = rest.trim_start_matches(' ').split(' ').next().unwrap_or_default();
-        rest.is_empty() || rest.starts_with(' ') && (code.is_empty() || code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()))
+        rest.is_empty()
+            || rest.starts_with(' ')
+                && good_value(rest)
+                && (code.is_empty() || code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()))
     });
     status && lines.all(|line| line.split_once(':').is_some_and(|(name, value)| good_name(name) && good_value(value)))
 }
@@ -115,6 +118,7 @@ mod tests {
             ("NATS/1.0x\r\n\r\n", false),
             ("NATS/1.0 5033\r\n\r\n", false),
             ("NATS/1.0 abc\r\n\r\n", false),
+            ("NATS/1.0 100 Idle\nA: x\r\n\r\n", false),
             ("NATS/1.0\r\nA\r\n\r\n", false),
             ("NATS/1.0\r\n: x\r\n\r\n", false),
             ("NATS/1.0\r\nA b: x\r\n\r\n", false),

@@ -70,8 +70,9 @@ impl ServerParser {
             _ => return Err(Malformed::Operation),
         };
         let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
-            self.need = next + total + 2;
-            return Ok(Step::Need(self.need));
+            // as with what clients send: a wrong end is told at its first byte, however the bytes are split
+            self.need = (next + total + 1).max(buffer.len() + 1);
+            return Ok(Step::Need(next + total + 2));
         };
         let (subject, sid) = (text(all[0])?, number(all[1])? as u64);
         Ok(Step::Op { op: ServerOp::Message { subject, sid, reply, headers, payload }, consumed: next + total + 2 })
