@@ -160,7 +160,7 @@ fn raw_payloads_go_as_they_are_and_an_interrupt_ends_it() {
 fn answers_are_printed_and_errors_are_errors() {
     let bus = Bus::start();
     responder(bus.tcp, "twice", "PUB @ 3\r\none\r\nPUB @ 3\r\ntwo\r\n");
-    responder(bus.tcp, "moved", "HPUB @ 37 37\r\nNATS/1.0 421 stale_assignment\r\nA: b\r\n\r\n\r\n");
+    responder(bus.tcp, "moved", "HPUB @ 39 39\r\nNATS/1.0 421 stale_assignment\r\nA: b\r\n\r\n\r\n");
     responder(bus.tcp, "silent", "");
     assert_eq!(text(&bus.run(&["req", "twice", "--raw"]).stdout), "one\n");
     assert_eq!(text(&bus.run(&["req", "twice", "x", "--replies", "2", "--raw"]).stdout), "one\ntwo\n");
@@ -246,7 +246,7 @@ fn the_load_counts_every_message() {
     }
 }
 
-/// nats-server with a user that may publish to `may.>` and subscribe to the same and its inbox.
+/// nats-server with a user that may publish and subscribe to `may.>` and little else.
 fn nats_server(home: &Path, test: &str) -> Option<(Running, SocketAddr)> {
     let program =
         ["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"].into_iter().find(|path| Path::new(path).exists());
@@ -256,7 +256,7 @@ fn nats_server(home: &Path, test: &str) -> Option<(Running, SocketAddr)> {
     };
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = home.join("nats.conf");
-    let permissions = "{ publish: [\"may.>\", \"_ATOLL.>\"], subscribe: [\"may.>\", \"_INBOX.>\"] }";
+    let permissions = "{ publish: [\"may.>\", \"_ATOLL.>\", \"_INBOX.>\"], subscribe: [\"may.>\", \"_INBOX.>\"] }";
     let user = format!("{{ user: ada, password: secret, permissions: {permissions} }}");
     fs::write(&config, format!("listen: \"{address}\"\nauthorization: {{ users: [ {user} ] }}\n")).unwrap();
     let server = Running(Command::new(program).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
