@@ -163,9 +163,10 @@ pub fn account_permissions(id: AccountId, jti: &str) -> Permissions {
     }
 }
 
-/// What an admin may publish on the master's bus besides what every account may: ask what this bus does, and those of the hosts.
-pub fn admin_publish() -> [String; 2] {
-    [BUS_STATS.into(), "host.*.stats".into()]
+/// What an admin may do there: also ask what this bus does, and those of the hosts.
+pub fn admin_permissions(id: AccountId, jti: &str) -> Permissions {
+    let account = account_permissions(id, jti);
+    Permissions { publish: [account.publish, vec![BUS_STATS.into(), "host.*.stats".into()]].concat(), ..account }
 }
 
 #[cfg(test)]
@@ -206,6 +207,7 @@ mod tests {
             ("Agent".into(), agent_permissions(text.parse().unwrap())),
             ("Host".into(), host_permissions(text.parse().unwrap())),
             ("Account".into(), account_permissions(text.parse().unwrap(), "JTI")),
+            ("Admin".into(), admin_permissions(text.parse().unwrap(), "JTI")),
         ];
         check("members", &table);
     }

@@ -43,6 +43,9 @@ pub struct Options {
     /// Of `bus`: only shapes whose name begins so, such as `1-1` or `queue`.
     #[arg(long, value_name = "SHAPE")]
     only: Option<String>,
+    /// Of `bus`: measure this program instead of building one, for comparing builds.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<std::path::PathBuf>,
 }
 
 pub fn run(name: Name, options: &Options) -> Done {

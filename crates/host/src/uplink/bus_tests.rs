@@ -8,6 +8,7 @@ use std::{
 
 use atoll_contract::{
     Error, ErrorCode, HostId, Timestamp,
+    bus::BusReport,
     claims::{Jwk, Jwks},
     command::{Command, CommandReply},
     host::{HostReport, ReportAck},
@@ -190,6 +191,29 @@ async fn a_project_is_made_run_and_deleted_over_a_websocket() {
     // acknowledged, it isn't told any more
     let next = rig.master.report().await;
     assert!(next.projects.is_empty() && next.capacity.projects == 0);
+    rig.host.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_hosts_own_bus_does_is_told() {
+    let rig = rig(false).await;
+    let ask = async || {
+        // subscribed once there is an answer at all
+        loop {
+            match rig.master.conn.request(Message::new(subject::host_stats(id(2)), ""), WAIT).await {
+                Ok(answer) => return serde_json::from_slice::<BusReport>(&answer.payload).unwrap(),
+                Err(error) => assert_eq!(error.code, ErrorCode::NoResponders),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let own = rig.host.router().connect("test", None);
+    let (before, prefix) = (ask().await, "project.stats");
+    own.publish(Message::new(format!("{prefix}.x"), "12345")).await.unwrap();
+    let after = ask().await;
+    assert_eq!(after.server_id, before.server_id);
+    let row = after.by_prefix.iter().find(|row| row.prefix == prefix).unwrap();
+    assert_eq!((row.traffic.in_messages, row.traffic.in_bytes), (1, 5));
     rig.host.shutdown().await;
 }
 

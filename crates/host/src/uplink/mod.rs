@@ -4,6 +4,7 @@
 mod calls;
 mod capacity;
 mod report;
+mod stats;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -71,8 +72,9 @@ impl Uplink {
         let commands = serve_commands(client.clone(), subject::host_command(self.identity.host), self.projects.clone());
         let calls = calls::Calls::new(client.clone(), &self.bus, self.projects.clone());
         let calls = calls.serve(subject::host_call(self.identity.host));
+        let stats = stats::serve(client.clone(), subject::host_stats(self.identity.host), self.bus.clone());
         let reporter = report::Reporter::new(self, client);
-        tokio::join!(commands, calls, reporter.run(connection));
+        tokio::join!(commands, calls, stats, reporter.run(connection));
     }
 
     fn options(&self, connections: watch::Sender<u64>) -> async_nats::ConnectOptions {
@@ -180,14 +182,14 @@ async fn serve_commands(client: async_nats::Client, subject: String, projects: P
     hear(client, subject, take).await;
 }
 
-async fn answer(client: &async_nats::Client, to: async_nats::Subject, reply: &CommandReply) {
+async fn answer(client: &async_nats::Client, to: async_nats::Subject, reply: &impl serde::Serialize) {
     let text = match serde_json::to_vec(reply) {
         Ok(text) => text,
         Err(error) => return tracing::error!(%error, "a reply can't be written"),
     };
-    // an answer that gets lost is asked for again by the master
+    // an answer that gets lost is asked for again
     if let Err(error) = client.publish(to, text.into()).await {
-        tracing::warn!(%error, "a command's answer can't be sent");
+        tracing::warn!(%error, "an answer can't be sent");
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use atoll_contract::{
     Error, ErrorCode, HostId,
-    subject::{account_permissions, admin_publish, host_permissions},
+    subject::{account_permissions, admin_permissions, host_permissions},
 };
 use atoll_net::bus::{Authenticator, Credentials, Grant, nkey_proves};
 
@@ -27,10 +27,8 @@ impl Authenticator for MasterAuthenticator {
         }
         let token = credentials.token.as_deref().ok_or_else(refused)?;
         let identity = self.auth.identify_now(token)?;
-        let mut permissions = account_permissions(identity.account, &identity.account.to_string());
-        if identity.admin {
-            permissions.publish.extend(admin_publish());
-        }
+        let permissions = if identity.admin { admin_permissions } else { account_permissions };
+        let permissions = permissions(identity.account, &identity.account.to_string());
         Ok(vec![Grant {
             key: identity_grant(&identity),
             permissions,
@@ -50,5 +48,29 @@ pub(crate) fn identity_grant(identity: &Identity) -> String {
     match &identity.means {
         Means::Session(token) => format!("session.{}", token.as_str()),
         Means::Key(key) => format!("key.{key}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_contract::subject::{BUS_STATS, host_stats};
+
+    use super::*;
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn only_admins_may_ask_what_the_buses_do() {
+        let world = World::new().await;
+        let master = world.master();
+        let password = "a password for tests";
+        for (name, admin) in [("ada", true), ("bob", false)] {
+            let account = master.auth.create_account(name.into(), password.into(), admin).await.unwrap();
+            let token = master.auth.log_in(name.into(), password.into()).await.unwrap().token;
+            let grants = master.authenticator.connect(&Credentials { token: Some(token), ..Credentials::default() }).unwrap();
+            let [grant] = &*grants else { panic!("{grants:?}") };
+            assert_eq!(grant.account, Some(account.id.to_string()));
+            assert_eq!(grant.permissions.may_publish(BUS_STATS), admin, "{name}");
+            assert_eq!(grant.permissions.may_publish(&host_stats(world.host.id)), admin, "{name}");
+        }
     }
 }

@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Done<(Value, String)> {
         return fail(format!("no shape begins so; there are {}", names.join(", ")));
     }
     let nats = sh::find("nats-server").ok_or_else(|| Fail("nats-server isn't installed (apt-get install nats-server)".into()))?;
-    let atoll = machine::build(!options.debug)?;
+    let atoll = options.binary.clone().map_or_else(|| machine::build(!options.debug), Ok)?;
     let effort = if options.quick { QUICK } else { FULL };
     let mut all = Vec::new();
     for shape in shapes {

@@ -4,7 +4,10 @@ use std::{fmt::Write, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Aim, Effort, Measured, Sample, server::BEST};
+use super::{
+    Aim, Effort, Measured, Sample,
+    server::{BEST_CONFIG, BEST_ENVIRONMENT},
+};
 use crate::sh::{self, Done};
 
 /// A ratio within each round.
@@ -174,7 +177,8 @@ pub fn json(all: &[Measured], effort: &Effort, nats: &Path) -> Done<Value> {
             })
         })
         .collect();
-    let best: Vec<String> = BEST.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let environment = BEST_ENVIRONMENT.iter().map(|(name, value)| format!("{name}={value}"));
+    let best: Vec<String> = environment.chain(BEST_CONFIG.lines().map(Into::into)).collect();
     Ok(json!({
         "bench": "bus", "rounds": effort.rounds, "duration": effort.duration,
         "anchor": { "what": sh::read(nats, &["--version"])?, "best": best },
