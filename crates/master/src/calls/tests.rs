@@ -435,6 +435,36 @@ async fn a_flood_of_one_account_is_refused_and_others_are_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn large_calls_pass_a_host_one_after_the_other_and_do_not_hold_up_others_while_their_projects_think() {
+    let served = served(Bounds { lane_bytes: 1 << 20, ..Bounds::default() }).await;
+    let mut incoming = served.rig.hear(1).await;
+    let conn = served.rig.bus.connect("host", None);
+    let host = async {
+        let (mut waiting, mut order) = (Vec::new(), String::new());
+        while waiting.len() < 8 {
+            let message = incoming.next().await.unwrap();
+            let question = message.headers.is_empty();
+            order.push(if question { '?' } else { '!' });
+            if question {
+                conn.publish(Message::new(message.reply.unwrap(), "")).await.unwrap();
+            } else {
+                waiting.push(message.reply.unwrap());
+            }
+        }
+        for reply in waiting {
+            conn.publish(Message::new(reply, "done")).await.unwrap();
+        }
+        order
+    };
+    let rest = format!("{PROJECT}.agent.info");
+    let begun = Instant::now();
+    let calls = futures_util::future::join_all((0..8).map(|_| served.ask(EVE, &rest, Headers::default(), vec![0; 600_000])));
+    let (answers, order) = tokio::join!(calls, host);
+    assert!(answers.iter().all(Result::is_ok));
+    assert!(order.starts_with("!?!?!?!?") && begun.elapsed() < Duration::from_millis(100), "{order} {:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_a_turn_until_the_deadline_is_told() {
     let served = served(Bounds { running: 1, ..Bounds::default() }).await;
     let heard = served.rig.host(1, |_, _| None).await;
