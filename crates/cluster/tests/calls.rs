@@ -1,4 +1,5 @@
 //! Calls by way of the master, with the published client: to a project wherever it is, and what is told when it isn't reached.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test; the lint's own exception stops at helper functions")]
 
 use std::{
     sync::{
