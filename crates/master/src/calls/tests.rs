@@ -86,7 +86,7 @@ fn request(rest: &str, timeout: Duration) -> Request {
     }
 }
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 impl Rig {
     async fn call(&self, rest: &str, timeout: Duration) -> Result<Message, Error> {
