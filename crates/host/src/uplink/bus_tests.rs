@@ -7,8 +7,9 @@ use std::{
 };
 
 use atoll_contract::{
-    Error, ErrorCode, HostId, Timestamp,
+    Error, ErrorCode, Generation, HostId, Role, Timestamp,
     bus::BusReport,
+    call::{ERROR, HostCall, STATUS},
     claims::{Jwk, Jwks},
     command::{Command, CommandReply},
     host::{HostReport, ReportAck},
@@ -16,7 +17,7 @@ use atoll_contract::{
     subject,
 };
 use atoll_net::{
-    bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router, nkey_proves},
+    bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Headers, Message, Router, nkey_proves},
     clock::SystemClock,
 };
 use axum::{extract::WebSocketUpgrade, routing::get};
@@ -320,4 +321,118 @@ async fn commands_are_answered_while_others_take_long() {
     };
     let (pulls, ()) = tokio::join!(futures_util::future::join_all(pulls), other);
     assert!(pulls.iter().all(|reply| matches!(reply, CommandReply::Working { .. })));
+}
+
+async fn call(rig: &Rig, changes: &[(&str, &str)], payload: Vec<u8>) -> Message {
+    ask(rig, call_message(changes, payload)).await
+}
+
+/// A call as the master sends it, with some headers changed or, if empty, left out.
+fn call_message(changes: &[(&str, &str)], payload: Vec<u8>) -> Message {
+    let (project, generation, account) = (id(3), Generation(1), Some(id(9)));
+    let (role, rest, timeout) = (Role::Owner, "exec.of.tests".to_owned(), Duration::from_millis(300));
+    let fields = HostCall { project, generation, account, role, rest, timeout }.headers();
+    let mut headers = Headers { fields, ..Headers::default() }.with("Own", "kept");
+    for (name, value) in changes {
+        headers.fields.retain(|(known, _)| known != name);
+        headers.fields.extend(Some(((*name).to_owned(), (*value).to_owned())).filter(|_| !value.is_empty()));
+    }
+    Message { headers, ..Message::new(subject::host_call(id(2)), payload) }
+}
+
+async fn ask(rig: &Rig, message: Message) -> Message {
+    rig.master.conn.request(message, WAIT).await.unwrap()
+}
+
+fn refusal(answer: &Message) -> ErrorCode {
+    let error: Error = serde_json::from_slice(&answer.payload).unwrap();
+    assert_eq!(answer.headers.get(ERROR), Some(error.code.as_str()));
+    error.code
+}
+
+#[tokio::test]
+async fn a_call_is_asked_on_the_host_s_own_bus_by_its_role() {
+    let mut rig = rig(false).await;
+    rig.master.report().await;
+    rig.master.tell(command(id(3), 1, 1, volumes())).await;
+    let bus = rig.host.router().connect("project", None);
+    let mut asked = bus.subscribe("project.*.exec.of.tests", None).await.unwrap();
+    let answering = tokio::spawn(async move {
+        let mut heard = Vec::new();
+        while let Some(message) = asked.next().await {
+            let headers = Headers { status: Some(204), description: "None".into(), ..Headers::default() }.with("X", "y").with(ERROR, "no");
+            let answer = Message { headers, ..Message::new(message.reply.clone().unwrap(), message.payload.clone()) };
+            heard.push(message);
+            if heard[heard.len() - 1].payload == "silence" {
+                break;
+            }
+            bus.publish(answer).await.unwrap();
+        }
+        heard
+    });
+    let answer = call(&rig, &[], b"hi".to_vec()).await;
+    assert_eq!((answer.headers.get(STATUS), answer.headers.get("X"), answer.headers.get(ERROR)), (Some("204 None"), Some("y"), None));
+    assert_eq!(answer.payload, "hi");
+
+    let other = id::<atoll_contract::id::Project>(4).to_string();
+    for (changes, code) in [
+        (&[("Atoll-Generation", "2")][..], ErrorCode::StaleAssignment),
+        (&[("Atoll-Generation", "0")], ErrorCode::StaleAssignment),
+        (&[("Atoll-Project", &other)], ErrorCode::StaleAssignment),
+        (&[("Atoll-Role", "viewer")], ErrorCode::Forbidden),
+        (&[("Atoll-Role", "emperor")], ErrorCode::InvalidArgument),
+        (&[("Atoll-Role", "")], ErrorCode::InvalidArgument),
+        (&[("Atoll-Timeout", "0")], ErrorCode::InvalidArgument),
+        (&[("Atoll-Subject", "state")], ErrorCode::Forbidden),
+        (&[("Atoll-Subject", "agent.hello")], ErrorCode::Forbidden),
+        (&[("Atoll-Subject", "exec.*")], ErrorCode::InvalidArgument),
+        (&[("Atoll-Subject", "stream.a.out")], ErrorCode::Unsupported),
+        (&[("Atoll-Subject", "exec.nobody.there")], ErrorCode::NoResponders),
+    ] {
+        assert_eq!(refusal(&call(&rig, changes, Vec::new()).await), code, "{changes:?}");
+    }
+    // whether it is there at all
+    let there = ask(&rig, Message::new(subject::host_call(id(2)), "")).await;
+    assert!(there.payload.is_empty() && there.headers.is_empty());
+    assert_eq!(refusal(&ask(&rig, Message::new(subject::host_call(id(2)), "{}")).await), ErrorCode::InvalidArgument);
+
+    assert_eq!(refusal(&call(&rig, &[], b"silence".to_vec()).await), ErrorCode::TimedOut);
+    let heard = answering.await.unwrap();
+    let fields: Vec<_> = heard[0].headers.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!((heard.len(), fields), (2, vec![("Own", "kept")]));
+    rig.host.shutdown().await;
+}
+
+#[tokio::test]
+async fn more_calls_than_a_host_answers_at_once_are_refused_at_once() {
+    let mut rig = rig(false).await;
+    rig.master.report().await;
+    rig.master.tell(command(id(3), 1, 1, volumes())).await;
+    let bus = rig.host.router().connect("project", None);
+    let mut silent = bus.subscribe("project.*.exec.of.tests", None).await.unwrap();
+    let heard = tokio::spawn(async move { while silent.next().await.is_some() {} });
+    // 70 of a million bytes, of which 67 have room; the bus lets fewer wait for one connection, so each is waited for until it has arrived
+    let (conn, mut calls) = (rig.master.conn.clone(), tokio::task::JoinSet::new());
+    for _ in 0..70 {
+        let (conn, message) = (conn.clone(), call_message(&[("Atoll-Timeout", "5000")], vec![0; 1_000_000]));
+        let (sent, waiting) = tokio::sync::oneshot::channel();
+        calls.spawn(async move {
+            let answer = conn.request(message, WAIT);
+            tokio::pin!(answer);
+            // polled once, it has been sent
+            let early = futures_util::FutureExt::now_or_never(&mut answer);
+            sent.send(()).unwrap();
+            match early {
+                Some(answer) => answer.unwrap(),
+                None => answer.await.unwrap(),
+            }
+        });
+        waiting.await.unwrap();
+        ask(&rig, Message::new(subject::host_call(id(2)), "")).await;
+    }
+    let refused: Vec<_> = calls.join_all().await.iter().map(refusal).collect();
+    let count = |code| refused.iter().filter(|refusal| **refusal == code).count();
+    assert_eq!((count(ErrorCode::TimedOut), count(ErrorCode::LimitExceeded)), (67, 3));
+    assert_eq!(refusal(&call(&rig, &[], vec![0; 1_000_000]).await), ErrorCode::TimedOut, "there is room again");
+    heard.abort();
 }

@@ -4,6 +4,7 @@
 //! more. A call is asked a second time only where it is certain that the first wasn't done: nobody was there to hear it, or the host refused it.
 
 mod admission;
+mod lanes;
 mod places;
 mod serve;
 #[cfg(test)]
@@ -18,10 +19,13 @@ use atoll_contract::{
 };
 use atoll_net::bus::{Conn, Headers, Message};
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::admission::Admission;
+use self::{admission::Admission, lanes::Lanes};
 pub(crate) use self::{
     places::{Place, Places, StorePlaces},
     serve::serve,
@@ -43,6 +47,8 @@ pub(crate) struct Bounds {
     pub bytes: usize,
     /// Of one account.
     pub bytes_per_account: usize,
+    /// Bytes on their way to one host: half of what the bus lets wait for one connection.
+    pub lane_bytes: u32,
     /// How long a call waits for a host that reports and isn't connected, having just lost its connection. For one that is expected, since this
     /// master has just started, it waits as long as it may, and for a silent one not at all.
     pub host_wait: Duration,
@@ -61,6 +67,7 @@ impl Default for Bounds {
             admitted_per_account: 512,
             bytes: 128 << 20,
             bytes_per_account: 16 << 20,
+            lane_bytes: 4 << 20,
             host_wait: Duration::from_secs(3),
             probe_after: Duration::from_secs(1),
             probe_wait: Duration::from_secs(3),
@@ -71,6 +78,11 @@ impl Default for Bounds {
 /// Between two attempts to reach a host that isn't connected: doubling.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LAST_PAUSE: Duration = Duration::from_millis(400);
+
+/// What a call's own headers and the protocol add, at most about that.
+const OVERHEAD: usize = 512;
+/// A call from this size on shall not hold a part of its host's lane for as long as the project takes to answer.
+const LARGE: usize = 16 << 10;
 
 /// In whose name a call is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +114,7 @@ struct Inner {
     conn: Arc<dyn Conn>,
     bounds: Bounds,
     admission: Arc<Admission>,
+    lanes: Lanes,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -121,8 +134,8 @@ enum Asked {
 impl Calls {
     /// Ends with `stop` at the latest.
     pub(crate) fn new(places: Arc<dyn Places>, conn: Arc<dyn Conn>, bounds: Bounds, stop: &CancellationToken) -> Self {
-        let admission = Admission::new(&bounds);
-        Self(Arc::new(Inner { places, conn, bounds, admission, stop: stop.child_token(), tasks: TaskTracker::new() }))
+        let (admission, lanes) = (Admission::new(&bounds), Lanes::new(bounds.lane_bytes));
+        Self(Arc::new(Inner { places, conn, bounds, admission, lanes, stop: stop.child_token(), tasks: TaskTracker::new() }))
     }
 
     /// Asks a project, wherever it is, and gives its answer as it is.
@@ -211,6 +224,8 @@ impl Calls {
     }
 
     async fn ask(&self, caller: Caller, place: &Place, request: &Request, deadline: Instant) -> Asked {
+        let bytes = size(&request.headers, &request.payload) + OVERHEAD;
+        let lane = self.0.lanes.enter(place.host, bytes).await;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let account = match caller {
             Caller::Account(account) => Some(account),
@@ -224,7 +239,7 @@ impl Calls {
         let asked = tokio::select! {
             biased;
             asked = self.0.conn.request(message, remaining) => asked,
-            () = self.until_gone(place) => return Asked::Silent,
+            () = self.until_gone(place, bytes, lane) => return Asked::Silent,
         };
         match asked {
             Ok(answer) => read(answer),
@@ -236,15 +251,19 @@ impl Calls {
         }
     }
 
-    /// Returns when the host doesn't answer the question whether it is there.
-    async fn until_gone(&self, place: &Place) {
+    /// Returns when the host doesn't answer the question whether it is there. An answer to that also says that it has taken in all that was sent
+    /// before it, so the lane is free again; after much that is asked at once.
+    async fn until_gone(&self, place: &Place, bytes: usize, lane: Option<OwnedSemaphorePermit>) {
+        let mut lane = Some(lane);
+        let mut pause = if bytes >= LARGE { Duration::ZERO } else { self.0.bounds.probe_after };
         loop {
-            sleep(self.0.bounds.probe_after).await;
+            sleep(pause).await;
             let question = Message::new(subject::host_call(place.host), Bytes::new());
             match self.0.conn.request(question, self.0.bounds.probe_wait).await {
                 Err(error) if matches!(error.code, ErrorCode::NoResponders | ErrorCode::TimedOut) => return,
-                _ => {}
+                _ => drop(lane.take()),
             }
+            pause = self.0.bounds.probe_after;
         }
     }
 }

@@ -291,6 +291,16 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_host_is_expected_for_a_while_after_a_start_and_silent_later() {
+        let mut all = Observations::default();
+        let at = |seconds| START.saturating_add(Duration::from_secs(seconds));
+        let presence = |all: &Observations, seconds| all.presence(host(), START, at(seconds));
+        assert_eq!([0, 19, 20].map(|n| presence(&all, n)), [Presence::Expected, Presence::Expected, Presence::Silent]);
+        all.apply(report("a", 1, true, vec![]), at(30));
+        assert_eq!([30, 49, 50].map(|n| presence(&all, n)), [Presence::Reporting, Presence::Reporting, Presence::Silent]);
+    }
+
+    #[test]
     fn a_host_that_says_it_in_parts_is_taken_but_what_it_leaves_out_is_unknown() {
         let mut all = Observations::default();
         let first = HostReport { facts: Some(facts()), ..report("a", 1, false, vec![seen(1, ObservedState::Running)]) };
