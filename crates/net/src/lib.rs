@@ -4,3 +4,4 @@ pub mod bus;
 pub mod byte_stream;
 pub mod clock;
 pub mod remote;
+pub mod streams;

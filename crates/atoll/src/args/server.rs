@@ -105,6 +105,7 @@ pub enum Dev {
 Examples:
   atoll dev bus
   atoll dev bus --listen 127.0.0.1:4333 --websocket 127.0.0.1:4334
+  atoll dev bus --data-dir /tmp/streams       logs and key-value stores too, below `dev.`
   nats --server nats://127.0.0.1:4222 sub 'orders.>'        any NATS client will do")]
     Bus(DevBusArgs),
 }
@@ -118,6 +119,10 @@ pub struct DevBusArgs {
     /// Address for NATS over WebSocket, at any path
     #[arg(long, value_name = "ADDR")]
     pub websocket: Option<SocketAddr>,
+
+    /// Keep logs and key-value stores in this directory, and serve them at `dev.log.…` and `dev.kv.…`
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Print a completion script for a shell

@@ -1,11 +1,12 @@
 //! `atoll dev bus`: the bus alone, for stock clients and benchmarks.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, ErrorCode, subject::Permissions};
 use atoll_net::{
     bus::{Authenticator, BusLimits, Credentials, Grant, Router},
     clock::SystemClock,
+    streams::{Roots, StreamLimits, StreamService},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,6 +29,18 @@ impl Authenticator for Open {
     }
 }
 
+/// The prefix of the subjects of streams.
+const PREFIX: &str = "dev";
+
+/// All streams are in one directory.
+struct OneRoot(Arc<Path>);
+
+impl Roots for OneRoot {
+    fn root(&self, _: &str) -> Result<Arc<Path>> {
+        Ok(self.0.clone())
+    }
+}
+
 /// How long what waits for clients may take to be written at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -39,6 +52,9 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         let mut stop = Stop::listen()?;
         let (router, auth) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Open));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(dir) = &args.data_dir {
+            serve_streams(dir, &router, &tasks, &cancel).await?;
+        }
         let (listener, addr) = bind(args.listen).await?;
         tasks.spawn(router.serve_tcp(listener, auth.clone(), cancel.clone()));
         let websocket = match args.websocket {
@@ -69,6 +85,27 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// Serves streams on the bus, before anyone can ask for them.
+async fn serve_streams(dir: &Path, router: &Arc<Router>, tasks: &TaskTracker, cancel: &CancellationToken) -> Result<()> {
+    let unusable = |error: std::io::Error| {
+        Error::new(ErrorCode::InvalidConfig, format!("{} can't be used: {error}.", dir.display())).mend("Choose another directory.")
+    };
+    std::fs::create_dir_all(dir).map_err(unusable)?;
+    let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock")).map_err(unusable)?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::new(ErrorCode::InvalidConfig, format!("Another bus uses {}.", dir.display()))
+            .mend("Stop it, or choose another directory."));
+    }
+    let service = StreamService::new(router.connect("streams", None), Arc::new(SystemClock), StreamLimits::default());
+    let serving = service.listen(PREFIX, Arc::new(OneRoot(dir.join("streams").into()))).await?;
+    let cancel = cancel.clone();
+    tasks.spawn(async move {
+        serving.run(cancel).await;
+        drop(lock); // all files are closed
+    });
+    Ok(())
 }
 
 fn only_loopback(address: SocketAddr) -> Result<()> {
