@@ -4,7 +4,7 @@
 //! after a crash the log is replayed up to its last whole commit (each frame has a checksum that covers all before it). So what was acknowledged
 //! survives kill -9 and power cut, on a disk that does what fsync asks. The file's own entry in its folder is made to last when it is made.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use atoll_contract::{
     Error, ErrorCode, Timestamp,
@@ -102,6 +102,8 @@ impl Db {
         let unclean = files.has_wal();
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(files.database(), flags)?;
+        // a program that was told to end may still be closing it
+        connection.busy_timeout(Duration::from_secs(5))?;
         // nobody else opens the file, so it needs no shared memory and no locks; the cache is small, since there may be hundreds
         connection.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -512;
