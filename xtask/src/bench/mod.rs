@@ -3,6 +3,7 @@
 mod bus;
 mod idle;
 mod start;
+mod streams;
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ pub enum Name {
     Idle,
     /// Messages over the bus, against nats-server.
     Bus,
+    /// Acknowledged appends and replay of a log over the bus, against plain SQLite.
+    Streams,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +49,7 @@ pub fn run(name: Name, options: &Options) -> Done {
     let (mut report, table) = match name {
         Name::Start => (on_a_cluster(options.debug, |bed, image| start::start(&bed.cli(), image))?, None),
         Name::Idle => (on_a_cluster(options.debug, |bed, _| idle::idle(bed))?, None),
+        Name::Streams => (streams::streams(options.debug)?, None),
         Name::Bus => bus::run(options).map(|(report, table)| (report, Some(table)))?,
     };
     report["build"] = if options.debug { "debug" } else { "release" }.into();

@@ -13,7 +13,7 @@ use super::{
     packed::{Records, StoredRecord},
     service::to_json,
 };
-use crate::bus::{Headers, Message};
+use crate::bus::{Headers, Message, error_answer};
 
 /// How records are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +33,11 @@ fn plain(headers: Headers, payload: impl Into<bytes::Bytes>) -> Message {
 }
 
 pub(super) fn error(error: &Error) -> Message {
-    let mut headers = Headers { status: Some(error.code.http_status()), ..Headers::default() };
+    let mut message = error_answer("", error);
     if let Some(last) = error.details.as_ref().and_then(|details| details["last_sequence"].as_u64()) {
-        headers = headers.with(streams::LAST_SEQUENCE, last.to_string());
+        message.headers = message.headers.with(streams::LAST_SEQUENCE, last.to_string());
     }
-    plain(headers, to_json(error))
+    message
 }
 
 pub(super) fn json_or_error<T: Serialize>(result: &Result<T, Error>) -> Message {
@@ -81,7 +81,7 @@ fn value(page: &PackedPage) -> Message {
 
 /// A record as a message of its own: in answers and as a change.
 pub(super) fn record_message(record: &StoredRecord, stream: &str) -> Message {
-    let mut headers = Headers { status: None, fields: record.headers.clone() }
+    let mut headers = Headers { fields: record.headers.clone(), ..Headers::default() }
         .with(streams::SEQUENCE, record.sequence.to_string())
         .with(streams::TIME, record.time.to_string())
         .with(streams::STREAM, stream);

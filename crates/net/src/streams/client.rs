@@ -1,7 +1,6 @@
 //! A client's side of streams: logs and key-value stores of typed values, over any connection to a bus.
 
 use std::{
-    future::Future,
     marker::PhantomData,
     sync::Arc,
     task::{Context, Waker},
@@ -22,7 +21,7 @@ use super::{
     Records, StoredRecord,
     feed::{Feed, TypedFeed},
 };
-use crate::bus::{BoxFuture, Conn, Headers, Message};
+use crate::bus::{BoxFuture, Conn, Headers, Message, answered_error};
 
 /// How long an answer may take: longer than a disk that has to be waited for.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -126,10 +125,9 @@ impl RawStream {
     pub async fn call(&self, verb: &str, headers: Headers, payload: Bytes) -> Result<Message, Error> {
         let message = Message { headers, ..Message::new(format!("{}.{verb}", self.base), payload) };
         let answer = self.conn.request(message, ANSWER).await?;
-        match answer.headers.status {
-            Some(400..) => Err(serde_json::from_slice(&answer.payload)
-                .unwrap_or_else(|_| Error::internal(format!("The answer of {}.{verb} can't be read.", self.base)))),
-            _ => Ok(answer),
+        match answered_error(&answer) {
+            Some(error) => Err(error),
+            None => Ok(answer),
         }
     }
 
@@ -143,7 +141,7 @@ impl RawStream {
     /// # Errors
     /// `conflict` if something else was expected, `too_large`, `disk_full`, `quota_exceeded`, `limit_exceeded`, `storage_failed`.
     pub async fn write(&self, verb: &str, data: Bytes, options: WriteOptions) -> Result<Written, Error> {
-        let mut headers = Headers { status: None, fields: options.headers };
+        let mut headers = Headers { fields: options.headers, ..Headers::default() };
         if let Some(expected) = options.expected {
             let name = if self.kind == StreamKind::Log { streams::EXPECTED_LAST } else { streams::EXPECTED_REVISION };
             headers = headers.with(name, expected.to_string());

@@ -130,10 +130,10 @@ fn message(id: &StreamId, event: &Event) -> Message {
 /// Says only where the stream is now. Of a kv it goes to a token that no filter for keys needs: its status tells it from a change of a key `_`.
 fn behind(id: &StreamId, event: &Event) -> Message {
     let headers = match event {
-        Event::Written(_, outcome) => Headers { status: Some(BEHIND), fields: Vec::new() }
+        Event::Written(_, outcome) => Headers { status: Some(BEHIND), description: "behind".into(), fields: Vec::new() }
             .with(streams::LAST_SEQUENCE, outcome.sequence.to_string())
             .with(streams::STREAM, &*outcome.stream),
-        Event::Removed(stream) => Headers { status: Some(REMOVED), fields: Vec::new() }.with(streams::STREAM, &**stream),
+        Event::Removed(stream) => Headers { status: Some(REMOVED), description: "deleted".into(), fields: Vec::new() }.with(streams::STREAM, &**stream),
     };
     Message { headers, ..Message::new(subject(id, "_"), "") }
 }
