@@ -3,7 +3,7 @@
 use std::{
     marker::PhantomData,
     sync::Arc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -82,8 +82,10 @@ impl Pages {
             self.request.from = Some(page.next);
             let mut coming = self.stream.clone().owned_page(self.request.clone());
             // begins now, not when it is asked for
-            let _ = coming.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            self.coming = Some(coming);
+            self.coming = Some(match coming.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(page) => Box::pin(std::future::ready(page)),
+                Poll::Pending => coming,
+            });
         }
         Ok(Some(page))
     }

@@ -133,7 +133,9 @@ fn behind(id: &StreamId, event: &Event) -> Message {
         Event::Written(_, outcome) => Headers { status: Some(BEHIND), description: "behind".into(), fields: Vec::new() }
             .with(streams::LAST_SEQUENCE, outcome.sequence.to_string())
             .with(streams::STREAM, &*outcome.stream),
-        Event::Removed(stream) => Headers { status: Some(REMOVED), description: "deleted".into(), fields: Vec::new() }.with(streams::STREAM, &**stream),
+        Event::Removed(stream) => {
+            Headers { status: Some(REMOVED), description: "deleted".into(), fields: Vec::new() }.with(streams::STREAM, &**stream)
+        }
     };
     Message { headers, ..Message::new(subject(id, "_"), "") }
 }
