@@ -204,7 +204,8 @@ impl Engine {
 
     /// Has something done. What is refused at once is told before this returns.
     pub(super) fn submit(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, job: Job) {
-        if let Err((error, job)) = self.enqueue(id, dir, job) {
+        if let Err(refused) = self.enqueue(id, dir, job) {
+            let (error, job) = *refused;
             (job.done)(Err(error));
         }
     }
@@ -230,24 +231,24 @@ impl Engine {
         listed.await.unwrap_or_else(|_| Err(Error::internal("A thread that serves streams has ended.")))
     }
 
-    fn enqueue(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, job: Job) -> Result<(), (Error, Job)> {
+    fn enqueue(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, job: Job) -> Result<(), Box<(Error, Job)>> {
         let mut table = self.lock();
         if table.ending || table.barred.contains_key(&id.owner) {
-            return Err((ending(), job));
+            return Err(Box::new((ending(), job)));
         }
         let bytes = job.bytes();
         if table.waiting_bytes + bytes > self.limits.waiting_bytes {
-            return Err((busy("the host's streams"), job));
+            return Err(Box::new((busy("the host's streams"), job)));
         }
         if !table.streams.contains_key(&id) {
             if table.streams.len() >= self.limits.open && !table.evict() && table.streams.len() >= self.limits.open * 2 {
-                return Err((busy("the host's streams"), job));
+                return Err(Box::new((busy("the host's streams"), job)));
             }
             table.streams.insert(id.clone(), Entry::new(dir));
         }
         let Some(entry) = table.streams.get_mut(&id) else { return Ok(()) };
         if entry.jobs.len() >= self.limits.waiting {
-            return Err((busy(&id.what()), job));
+            return Err(Box::new((busy(&id.what()), job)));
         }
         entry.jobs.push_back(job);
         (entry.used, entry.close) = (Instant::now(), false);
@@ -259,7 +260,7 @@ impl Engine {
 
     /// Lets another thread come if there is work for one.
     fn call_threads(self: &Arc<Self>, table: &mut Table) {
-        if table.threads < self.limits.threads && table.threads < table.ready.len() {
+        if table.threads < self.limits.threads && !table.ready.is_empty() {
             table.threads += 1;
             let engine = self.clone();
             tokio::task::spawn_blocking(move || engine.work());
@@ -374,7 +375,7 @@ impl Engine {
     }
 
     fn call_all(self: &Arc<Self>, table: &mut Table) {
-        for _ in 0..self.limits.threads {
+        for _ in 0..self.limits.threads.min(table.ready.len()) {
             self.call_threads(table);
         }
     }

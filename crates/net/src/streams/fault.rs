@@ -31,11 +31,10 @@ pub(super) enum Fault {
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error().map(|error| error.extended_code & 0xff) {
-            Some(ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB) => Self::Damaged(error.to_string()),
+            // none: no call of SQLite failed, but a value isn't of the type, or a row isn't there, that this program wrote
+            Some(ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB) | None => Self::Damaged(error.to_string()),
             Some(ffi::SQLITE_FULL) => Self::Full,
             Some(_) => Self::Io(error.to_string()),
-            // no call of SQLite failed: a value isn't of the type, or a row isn't there, that this program wrote
-            None => Self::Damaged(error.to_string()),
         }
     }
 }
