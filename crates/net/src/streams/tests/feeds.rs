@@ -152,5 +152,5 @@ async fn values_have_types() {
     assert_eq!(kv.get("a.b", None).await.unwrap(), None);
     assert_eq!(kv.get("a.b", Some(1)).await.unwrap().unwrap().value, Some(note("1")));
     assert_eq!(kv.history("a.b").await.unwrap().len(), 2);
-    assert_eq!(kv.keys(&Default::default()).await.unwrap().keys.len(), 1);
+    assert_eq!(kv.keys(&atoll_contract::streams::KeysRequest::default()).await.unwrap().keys.len(), 1);
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The bound of every wait in these tests: far beyond what a slow machine needs.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 const PREFIX: &str = "p.one";
 
 /// Each owner's streams are in a folder of its name.

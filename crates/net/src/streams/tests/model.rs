@@ -8,10 +8,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::streams::{Records, db::ReadQuery, write::Write};
 
+/// Key, length, message id, what is expected, whether it is a deletion.
+type Asked = (u8, u8, Option<u8>, Option<u64>, bool);
+
 #[derive(Debug, Clone)]
 enum Op {
     /// Writes that are asked for at once.
-    Write(Vec<(u8, u8, Option<u8>, Option<u64>, bool)>),
+    Write(Vec<Asked>),
     Configure(Option<u64>, Option<u64>, Option<u32>),
     Later(u64),
     Close,

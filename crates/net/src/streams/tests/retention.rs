@@ -31,7 +31,7 @@ async fn a_log_gives_up_its_oldest_records_by_count_bytes_and_age() {
     append(&log, "young").await.unwrap();
     rig.clock.advance(Duration::from_secs(30));
     assert_eq!(sequences(&log).await, [12], "what is too old isn't shown, although nothing was written");
-    rig.clock.advance(Duration::from_secs(60));
+    rig.clock.advance(Duration::from_mins(1));
     assert_eq!(sequences(&log).await, Vec::<u64>::new());
     // an empty log knows where it was, also after a restart
     let rig = rig.again().await;
