@@ -17,6 +17,7 @@ pub mod id;
 pub mod operation;
 pub mod placement;
 pub mod project;
+pub mod streams;
 pub mod subject;
 pub mod time;
 

@@ -122,23 +122,57 @@ pub fn account_project(account: AccountId, project: ProjectId) -> String {
     format!("account.{account}.project.{project}")
 }
 
-/// What a user's connect token allows on a host's bus.
-pub fn project_permissions(id: ProjectId, role: Role, jti: &str) -> Permissions {
-    let inbox = format!("{}.>", inbox_prefix(jti));
-    if role.may_write() {
-        let all = ["exec.>", "terminal.>", "stream.>", "agent.info"].map(|rest| project(id, rest));
-        let subscribe = vec![project(id, "stream.>"), project(id, "state"), inbox];
-        Permissions { publish: all.to_vec(), subscribe, ..Permissions::default() }
-    } else {
-        Permissions { publish: vec![project(id, "agent.info")], subscribe: vec![project(id, "state"), inbox], ..Permissions::default() }
-    }
+/// Requests to logs and key-value stores that change nothing. Each verb by name: whoever could publish to `log.>` could forge a change.
+pub const READ_VERBS: [&str; 10] = [
+    "log.list",
+    "log.*.read",
+    "log.*.tail",
+    "log.*.info",
+    "kv.list",
+    "kv.*.read",
+    "kv.*.info",
+    "kv.*.keys",
+    "kv.*.get.>",
+    "kv.*.history.>",
+];
+/// Requests to them that change something. A kv's `delete` with a key deletes that, without one the whole store.
+pub const WRITE_VERBS: [&str; 9] = [
+    "log.*.append",
+    "log.*.configure",
+    "log.*.delete",
+    "log.*.reset",
+    "kv.*.put.>",
+    "kv.*.delete.>",
+    "kv.*.configure",
+    "kv.*.delete",
+    "kv.*.reset",
+];
+/// Where changes of them are published.
+pub const CHANGES: [&str; 2] = ["log.*.changes", "kv.*.changes.>"];
+
+fn of_project(id: ProjectId, lists: &[&[&str]]) -> Vec<String> {
+    lists.concat().into_iter().map(|rest| project(id, rest)).collect()
 }
 
-/// What the agent of a project may do on its host's bus.
+/// What a user's connect token allows on a host's bus.
+pub fn project_permissions(id: ProjectId, role: Role, jti: &str) -> Permissions {
+    let (publish, mut subscribe) = if role.may_write() {
+        let publish = of_project(id, &[&["exec.>", "terminal.>", "stream.>", "agent.info"], &READ_VERBS, &WRITE_VERBS]);
+        (publish, of_project(id, &[&["stream.>", "state"], &CHANGES]))
+    } else {
+        (of_project(id, &[&["agent.info"], &READ_VERBS]), of_project(id, &[&["state"], &CHANGES]))
+    };
+    subscribe.push(format!("{}.>", inbox_prefix(jti)));
+    Permissions { publish, subscribe, ..Permissions::default() }
+}
+
+/// What the agent of a project may do on its host's bus. Its reply inbox has the project's id in the place of a token's.
 pub fn agent_permissions(id: ProjectId) -> Permissions {
+    let mut subscribe = of_project(id, &[&["exec.>", "terminal.>", "stream.>", "agent.info"], &CHANGES]);
+    subscribe.push(format!("{}.>", inbox_prefix(&id.to_string())));
     Permissions {
-        publish: vec![project(id, "stream.>"), project(id, "agent.hello")],
-        subscribe: [project(id, "exec.>"), project(id, "terminal.>"), project(id, "stream.>"), project(id, "agent.info")].to_vec(),
+        publish: of_project(id, &[&["stream.>", "agent.hello"], &READ_VERBS, &WRITE_VERBS]),
+        subscribe,
         responses: true,
         ..Permissions::default()
     }

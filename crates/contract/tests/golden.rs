@@ -27,6 +27,10 @@ use atoll_contract::{
     operation::{OperationKind, OperationStatus, OperationView, Progress, Step},
     placement::{Candidate, Placement, PlacementRequest, Refusal, Requirements, Score},
     project::{Intent, Limits, ObservedProject, ObservedState, ProjectSpec, ProjectView},
+    streams::{
+        Data, Done, GetRequest, KeyView, Keys, KeysRequest, Page, ReadFormat, ReadRequest, Record, StreamConfig, StreamEntry, StreamInfo,
+        StreamKind, StreamList, Written,
+    },
     subject::{GrantReply, Mapping, Permissions},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -484,6 +488,62 @@ fn files() {
         .add("FileList, last", FileList { entries: vec![], next: None })
         .add("FileKind", [FileKind::File, FileKind::Directory, FileKind::Symlink, FileKind::Other])
         .check("files");
+}
+
+#[test]
+fn streams() {
+    let bare = Record { sequence: 7, time: time(), key: None, deleted: false, headers: vec![], data: Data::Text("a".into()) };
+    let full = Record {
+        key: Some("a.b".into()),
+        deleted: true,
+        headers: vec![("Kind".into(), "x".into())],
+        data: Data::Base64("/w==".into()),
+        ..bare.clone()
+    };
+    let config = StreamConfig { max_age_seconds: Some(1), max_records: Some(2), max_bytes: Some(3), history: Some(4) };
+    let info = StreamInfo {
+        stream: "s".into(),
+        kind: StreamKind::Kv,
+        name: "notes".parse().unwrap(),
+        created_at: time(),
+        first_sequence: 1,
+        last_sequence: 9,
+        records: 9,
+        bytes: 90,
+        keys: Some(3),
+        file_bytes: 4096,
+        config: config.clone(),
+    };
+    let entry = StreamEntry { name: "notes".parse().unwrap(), file_bytes: 4096, quarantined: None };
+    let read = ReadRequest {
+        from: Some(1),
+        last: Some(2),
+        max_count: Some(3),
+        max_bytes: Some(4),
+        format: ReadFormat::Packed,
+        wait_millis: Some(5),
+        latest: true,
+    };
+    let key = KeyView { key: "a.b".into(), revision: 7, time: time() };
+    Golden::default()
+        .add("Written", Written { stream: "s".into(), sequence: 7, duplicate: false })
+        .add("Written, duplicate", Written { stream: "s".into(), sequence: 7, duplicate: true })
+        .add("ReadFormat", [ReadFormat::Json, ReadFormat::Messages, ReadFormat::Packed])
+        .add("ReadRequest", read)
+        .add("ReadRequest, bare", ReadRequest::default())
+        .add("Page", Page { stream: "s".into(), first_sequence: 1, last_sequence: 9, next: 8, records: vec![bare, full] })
+        .add("StreamConfig", config)
+        .add("StreamConfig, bare", StreamConfig::default())
+        .add("StreamInfo", info.clone())
+        .add("StreamInfo, log", StreamInfo { kind: StreamKind::Log, keys: None, config: StreamConfig::default(), ..info })
+        .add("StreamList", StreamList { streams: vec![entry.clone(), StreamEntry { quarantined: Some("f".into()), ..entry }] })
+        .add("GetRequest", [GetRequest { revision: Some(7) }, GetRequest::default()])
+        .add("KeysRequest", KeysRequest { pattern: Some("a.>".into()), after: Some("a.b".into()), max_count: Some(3) })
+        .add("KeysRequest, bare", KeysRequest::default())
+        .add("Keys", Keys { stream: "s".into(), last_sequence: 9, keys: vec![key], next: Some("a.b".into()) })
+        .add("Keys, last", Keys { stream: "s".into(), last_sequence: 9, keys: vec![], next: None })
+        .add("Done", Done {})
+        .check("streams");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use atoll_contract::{Error, ErrorCode, HostId, KeySet, host::HostFacts};
 use atoll_net::{
     bus::{BusLimits, Router},
     clock::SharedClock,
+    streams::{StreamLimits, StreamService},
     tls::ServerTls,
 };
 use tokio::net::TcpListener;
@@ -74,11 +75,13 @@ pub async fn start(
 
     let keys = SharedKeys::new(KeySet::new(&identity.jwks));
     let router = Router::new(BusLimits::default(), clock.clone());
+    let streams = StreamService::new(router.connect("streams", None), clock.clone(), StreamLimits::default());
     let projects = Projects::load(Parts {
         runtime: runtime.clone(),
         storage: storage.clone(),
         records: Records::open(&config.data_dir.join("records.db"))?,
         router: router.clone(),
+        streams: streams.clone(),
         clock: clock.clone(),
         agents_dir: agents_dir(&config.data_dir)?,
         max_running: config.max_running,
@@ -86,6 +89,7 @@ pub async fn start(
         reconcile_every: config.reconcile_every,
     })
     .await?;
+    let serving = streams.listen("project.*", Arc::new(projects.clone())).await?;
     let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
     let gate = Gate::new(GateParts {
         places: Arc::new(projects.clone()),
@@ -116,6 +120,7 @@ pub async fn start(
     }
     tasks.spawn(sweep::uploads(gate.clone(), projects.clone(), cancel.clone()));
     tasks.spawn(http::serve(listener, gate::router(gate), cancel.clone()));
+    tasks.spawn(serving.run(cancel.clone()));
     tasks.spawn(projects.clone().run(cancel.clone()));
     tasks.spawn(uplink.run(cancel.clone()));
     tracing::info!(host = %identity.host, name = %identity.name, %addr, %public_url, "host started");

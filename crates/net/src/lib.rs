@@ -4,4 +4,5 @@ pub mod bus;
 pub mod byte_stream;
 pub mod clock;
 pub mod remote;
+pub mod streams;
 pub mod tls;

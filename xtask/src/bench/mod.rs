@@ -4,6 +4,7 @@ mod bus;
 mod idle;
 mod scale;
 mod start;
+mod streams;
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub enum Name {
     Bus,
     /// Memory of the bus with 10,000 connections and 1,000,000 subscriptions, against nats-server.
     Scale,
+    /// Acknowledged appends and replay of a log over the bus, against plain SQLite.
+    Streams,
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +56,7 @@ pub fn run(name: Name, options: &Options) -> Done {
         Name::Start => (on_a_cluster(options.debug, |bed, image| start::start(&bed.cli(), image))?, None),
         Name::Idle => (on_a_cluster(options.debug, |bed, _| idle::idle(bed))?, None),
         Name::Scale => (scale::scale(options)?, None),
+        Name::Streams => (streams::streams(options.debug)?, None),
         Name::Bus => bus::run(options).map(|(report, table)| (report, Some(table)))?,
     };
     report["build"] = if options.debug { "debug" } else { "release" }.into();

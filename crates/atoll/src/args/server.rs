@@ -108,6 +108,7 @@ Examples:
   atoll dev bus --listen 127.0.0.1:4333 --websocket 127.0.0.1:4334
   atoll dev bus --tls-certificate cert.pem --tls-key key.pem
   atoll dev bus --cluster nats://127.0.0.1:7422              joins a NATS cluster, with all subjects
+  atoll dev bus --data-dir /tmp/streams       logs and key-value stores too, below `dev.`
   nats --server nats://127.0.0.1:4222 sub 'orders.>'        any NATS client will do")]
     Bus(DevBusArgs),
 }
@@ -141,6 +142,10 @@ pub struct DevBusArgs {
     /// Certificates (PEM) that the cluster's must lead to; without it those that the system trusts
     #[arg(long, value_name = "FILE", requires = "cluster")]
     pub cluster_ca: Option<PathBuf>,
+
+    /// Keep logs and key-value stores in this directory, and serve them at `dev.log.…` and `dev.kv.…`
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Print a completion script for a shell

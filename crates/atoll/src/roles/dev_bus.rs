@@ -1,11 +1,12 @@
 //! `atoll dev bus`: the bus alone, for stock clients and benchmarks.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, ErrorCode, subject::Permissions};
 use atoll_net::{
     bus::{Authenticator, BridgeOptions, BusLimits, Credentials, Grant, Router, listen},
     clock::SystemClock,
+    streams::{Roots, StreamLimits, StreamService},
     tls::ServerTls,
 };
 use tokio::net::TcpListener;
@@ -29,6 +30,18 @@ impl Authenticator for Open {
     }
 }
 
+/// The prefix of the subjects of streams.
+const PREFIX: &str = "dev";
+
+/// All streams are in one directory.
+struct OneRoot(Arc<Path>);
+
+impl Roots for OneRoot {
+    fn root(&self, _: &str) -> Result<Arc<Path>> {
+        Ok(self.0.clone())
+    }
+}
+
 /// How long what waits for clients may take to be written at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -40,6 +53,9 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         let mut stop = Stop::listen()?;
         let (router, auth) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Open));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(dir) = &args.data_dir {
+            serve_streams(dir, &router, &tasks, &cancel).await?;
+        }
         let (listener, addr) = bind(args.listen).await?;
         let tls = args.tls_certificate.as_deref().zip(args.tls_key.as_deref());
         let tls = tls.map(|(certificate, key)| ServerTls::load(certificate, key, Arc::new(SystemClock))).transpose()?;
@@ -95,6 +111,27 @@ async fn cluster(args: &DevBusArgs) -> Result<Option<BridgeOptions>> {
     };
     options.check().await?;
     Ok(Some(options))
+}
+
+/// Serves streams on the bus, before anyone can ask for them.
+async fn serve_streams(dir: &Path, router: &Arc<Router>, tasks: &TaskTracker, cancel: &CancellationToken) -> Result<()> {
+    let unusable = |error: std::io::Error| {
+        Error::new(ErrorCode::InvalidConfig, format!("{} can't be used: {error}.", dir.display())).mend("Choose another directory.")
+    };
+    std::fs::create_dir_all(dir).map_err(unusable)?;
+    let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock")).map_err(unusable)?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::new(ErrorCode::InvalidConfig, format!("Another bus uses {}.", dir.display()))
+            .mend("Stop it, or choose another directory."));
+    }
+    let service = StreamService::new(router.connect("streams", None), Arc::new(SystemClock), StreamLimits::default());
+    let serving = service.listen(PREFIX, Arc::new(OneRoot(dir.join("streams").into()))).await?;
+    let cancel = cancel.clone();
+    tasks.spawn(async move {
+        serving.run(cancel).await;
+        drop(lock); // all files are closed
+    });
+    Ok(())
 }
 
 fn only_loopback(address: SocketAddr) -> Result<()> {

@@ -8,6 +8,7 @@ mod container;
 mod reconcile;
 pub(crate) mod records;
 mod state;
+mod streams;
 mod turn;
 mod volumes;
 
@@ -29,6 +30,7 @@ use atoll_contract::{
 use atoll_net::{
     bus::{Conn, Message, Router, Subscription},
     clock::SharedClock,
+    streams::StreamService,
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) records: Records,
     pub(crate) router: Arc<Router>,
+    /// Closed for a project before its volumes go.
+    pub(crate) streams: StreamService,
     pub(crate) clock: SharedClock,
     /// Directory that holds one directory for each container, with its agent's socket.
     pub(crate) agents_dir: PathBuf,

@@ -18,6 +18,7 @@ use atoll_contract::{
 use atoll_net::{
     bus::{BoxFuture, BusLimits, Conn, Message, Router, client},
     clock::SystemClock,
+    streams::{StreamLimits, StreamService},
 };
 use tokio::{net::UnixStream, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -193,11 +194,13 @@ impl Rig {
         std::fs::create_dir_all(dir.join("run")).unwrap();
         let router = Router::new(BusLimits::default(), Arc::new(SystemClock));
         let records = Records::open(&dir.join("records.db")).unwrap();
+        let streams = StreamService::new(router.connect("streams", None), Arc::new(SystemClock), StreamLimits::default());
         let projects = Projects::load(Parts {
             runtime: runtime.clone(),
             storage: seen,
             records: records.clone(),
             router: router.clone(),
+            streams: streams.clone(),
             clock: Arc::new(SystemClock),
             agents_dir: dir.join("run"),
             max_running,
@@ -208,6 +211,7 @@ impl Rig {
         .await
         .unwrap();
         let cancel = CancellationToken::new();
+        tokio::spawn(streams.listen("project.*", Arc::new(projects.clone())).await.unwrap().run(cancel.clone()));
         tokio::spawn(projects.clone().run(cancel.clone()));
         Self { dir, runtime, storage, agents, router, records, projects, running: cancel.drop_guard(), temporary: None }
     }

@@ -14,6 +14,7 @@ use super::{
     Places, Projects,
     records::Record,
     state::{Ground, Wanted, fence},
+    streams::owner,
     turn::{Own, Work},
 };
 use crate::{
@@ -80,6 +81,8 @@ impl Projects {
             }
         };
         self.save(project, &record).await?;
+        // files of the older generation aren't written to any more when the volumes are opened for the newer one
+        let closed = if raised { Some(parts.streams.close(&owner(project)).await) } else { None };
         if raised {
             // not before the newer generation is in force: until then a token of the older one opens a new connection
             parts.router.close_grant(&project.to_string());
@@ -95,6 +98,7 @@ impl Projects {
             parts.storage.open(project, generation, quota).await?
         };
         self.keep_places(project, Ok(&volumes));
+        drop(closed);
         if !record.made || record.volume != volumes.receipt.volume {
             record.made = true;
             record.volume = volumes.receipt.volume;
@@ -124,6 +128,8 @@ impl Projects {
         }
         self.halt_container(project).await?;
         self.0.set_state(project, ObservedState::Absent, None);
+        // kept closed until the project is forgotten: no file is open in a volume that goes, and none comes back
+        let _closed = parts.streams.close(&owner(project)).await;
         parts.storage.delete(project).await?;
         parts.records.bury(project, generation).await?;
         self.0.change(|table| {

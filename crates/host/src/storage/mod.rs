@@ -42,7 +42,7 @@ pub struct ContentReceipt {
 pub struct Volumes {
     /// What the container sees as its home directory.
     pub home: PathBuf,
-    /// The host's own state of the project: streams, later. Never mounted into the container.
+    /// The host's own state of the project: its logs and key-value stores. Never mounted into the container.
     pub state: PathBuf,
     pub receipt: ContentReceipt,
 }

@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 /// Most of what can be tuned is its garbage collector. Tried, by its processor time for a message: GOGC=400 (four fifths of the default's for small
-/// messages, half for 4 KiB), 800 (a little less), off (no less, and memory without bound); GOMAXPROCS=1 (less for floods, more for requests, and
+/// messages, half for 4 KiB), 800 (a little less), off (less for small messages and requests, more for the rest, and memory without bound); GOMAXPROCS=1 (less for floods, more for requests, and
 /// only one processor), 4 (more).
 pub const BEST_ENVIRONMENT: &[(&str, &str)] = &[("GOGC", "800")];
 /// What its documentation names for floods; within the noise here.

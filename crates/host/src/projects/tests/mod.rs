@@ -2,4 +2,5 @@ mod adoption;
 mod reconciliation;
 mod sockets;
 mod starts;
+mod streams;
 mod verbs;

@@ -1,0 +1,172 @@
+//! Files that are closed, full, damaged.
+
+use super::*;
+
+fn damage(path: &Path, at: usize, bytes: usize) {
+    let mut file = std::fs::read(path).unwrap();
+    let end = (at + bytes).min(file.len());
+    file[at..end].fill(0xa5);
+    std::fs::write(path, file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_put_aside_and_all_others_serve_on() {
+    let rig = Rig::new().await;
+    for n in 0..200 {
+        append(&rig.log("bad"), &format!("{n} {}", "x".repeat(500))).await.unwrap();
+    }
+    append(&rig.log("good"), "a").await.unwrap();
+    rig.close().await;
+    damage(&rig.file("log.bad.db"), 3 * 4096, 20 * 4096);
+    let broken = async || {
+        let mut from = 1;
+        loop {
+            match rig.log("bad").page("read", crate::streams::read_from(from)).await {
+                Ok(page) if page.next > page.last => return None,
+                Ok(page) => from = page.next,
+                Err(error) => return Some(error),
+            }
+        }
+    };
+    let error = broken().await.expect("damage is seen");
+    assert_eq!(error.code, ErrorCode::StorageFailed);
+    let aside = error.details.unwrap()["quarantined"].as_str().unwrap().to_owned();
+    assert!(aside.starts_with("log.bad.damaged-") && rig.file(&aside).exists(), "{aside}");
+    assert!(!rig.file("log.bad.db").exists());
+    // nothing is written to the name, and nothing shows as empty, until someone says so: not by a restart either
+    assert_eq!(code(append(&rig.log("bad"), "x").await), ErrorCode::StorageFailed);
+    append(&rig.log("good"), "b").await.unwrap();
+    let rig = rig.again().await;
+    assert_eq!(code(append(&rig.log("bad"), "x").await), ErrorCode::StorageFailed);
+    assert_eq!(code(rig.log("bad").info().await), ErrorCode::StorageFailed);
+    assert_eq!(all(&rig.log("good")).await.len(), 2);
+    let list = rig.json("log.list", "").await;
+    assert_eq!((&list["streams"][0]["name"], &list["streams"][0]["quarantined"]), (&"bad".into(), &aside.as_str().into()));
+    assert_eq!(code(rig.log("good").reset().await), ErrorCode::Conflict, "only what is damaged is given up");
+    rig.log("bad").reset().await.unwrap();
+    assert_eq!(append(&rig.log("bad"), "x").await.unwrap().sequence, 1);
+    assert!(rig.file(&aside).exists(), "what was damaged can still be looked at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_database_or_lost_its_contents_is_not_taken_for_a_new_one() {
+    let rig = Rig::new().await;
+    for (name, contents) in [
+        ("empty", &b""[..]),
+        ("text", b"this is not a database, although it is long enough for a header of one, or is it? It is."),
+        ("zeros", &[0; 8192]),
+    ] {
+        append(&rig.log(name), "a").await.unwrap();
+        rig.close().await;
+        std::fs::write(rig.file(&format!("log.{name}.db")), contents).unwrap();
+        assert_eq!(code(append(&rig.log(name), "b").await), ErrorCode::StorageFailed, "{name}");
+        assert_eq!(code(append(&rig.log(name), "b").await), ErrorCode::StorageFailed, "{name}");
+    }
+    // the file of another kind
+    put(&rig.kv("k"), "a", "1").await.unwrap();
+    rig.close().await;
+    std::fs::rename(rig.file("kv.k.db"), rig.file("log.k.db")).unwrap();
+    assert_eq!(code(rig.log("k").info().await), ErrorCode::StorageFailed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_that_was_cut_off_is_finished() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "a").await.unwrap();
+    rig.close().await;
+    // as a crash after the mark was written leaves it
+    std::fs::write(rig.file("log.l.quarantined"), "log.l.damaged-7").unwrap();
+    assert_eq!(code(append(&rig.log("l"), "b").await), ErrorCode::StorageFailed);
+    assert_eq!(rig.files(), ["log.l.damaged-7", "log.l.quarantined"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_half_made_is_made() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "a").await.unwrap();
+    std::fs::write(rig.file("log.m.new"), "half").unwrap();
+    // left by a deletion that was cut off: its frames aren't the new file's
+    std::fs::copy(rig.file("log.l.db-wal"), rig.file("log.m.db-wal")).unwrap();
+    assert_eq!(code(rig.log("m").info().await), ErrorCode::NotFound);
+    append(&rig.log("m"), "b").await.unwrap();
+    assert_eq!(all(&rig.log("m")).await, [(1, "b".into())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_an_error_and_loses_nothing() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "a").await.unwrap();
+    rig.engine().look_at(&id(StreamKind::Log, "l"), |db| db.fill(true));
+    let big = "x".repeat(100_000);
+    assert_eq!(code(append(&rig.log("l"), &big).await), ErrorCode::DiskFull);
+    assert_eq!(all(&rig.log("l")).await, [(1, "a".into())]);
+    assert_eq!(append(&rig.log("l"), &big).await.unwrap().sequence, 2, "there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_program_left_is_all_there() {
+    let rig = Rig::new().await;
+    for n in 0..20 {
+        append(&rig.log("l"), &n.to_string()).await.unwrap();
+        put(&rig.kv("k"), "a", &n.to_string()).await.unwrap();
+    }
+    // the files as they are while the program runs are those that it leaves when it is killed
+    let left = tempfile::tempdir().unwrap();
+    let to = left.path().join(PREFIX).join("streams");
+    std::fs::create_dir_all(&to).unwrap();
+    for file in rig.files() {
+        std::fs::copy(rig.file(&file), to.join(file)).unwrap();
+    }
+    assert!(to.join("log.l.db-wal").metadata().unwrap().len() > 0);
+    let other = Rig::on(Arc::new(Folders(left)), rig.clock.clone(), StreamLimits::default()).await;
+    assert_eq!(all(&other.log("l")).await, all(&rig.log("l")).await);
+    assert_eq!(all(&other.kv("k")).await, all(&rig.kv("k")).await);
+    assert_eq!(append(&other.log("l"), "next").await.unwrap().sequence, 21);
+    // damage that only a look at the whole file finds, in one that wasn't closed in an orderly way
+    damage(&rig.file("log.l.db-wal"), 0, 32); // its header: SQLite takes such a log for none
+    let left = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(left.path().join(PREFIX).join("streams")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_files_are_bounded_and_idle_ones_closed() {
+    let limits =
+        StreamLimits { open: 4, threads: 2, idle: Duration::from_millis(30), look: Duration::from_millis(10), ..StreamLimits::default() };
+    let rig = Rig::with(limits).await;
+    for n in 0..20 {
+        append(&rig.log(&format!("l{n}")), "a").await.unwrap();
+        assert!(rig.engine().open_now() <= 4 + 2, "{}", rig.engine().open_now());
+    }
+    let none = async {
+        while rig.engine().open_now() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, none).await.unwrap();
+    assert!(rig.files().iter().all(|file| file.strip_suffix(".db").is_some()), "{:?}", rig.files());
+    for n in 0..20 {
+        assert_eq!(append(&rig.log(&format!("l{n}")), "b").await.unwrap().sequence, 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_streams_stay_closed_until_allowed() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "a").await.unwrap();
+    let barred = rig.service.close(PREFIX).await;
+    assert_eq!(rig.engine().open_now(), 0);
+    assert_eq!(code(append(&rig.log("l"), "b").await), ErrorCode::Unavailable);
+    drop(barred);
+    append(&rig.log("l"), "b").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_that_waits_is_refused_and_told() {
+    let rig = Rig::with(StreamLimits { waiting: 2, threads: 1, batch: 1, ..StreamLimits::default() }).await;
+    let log = rig.log("l");
+    let done = futures_util::future::join_all((0..64).map(|_| append(&log, "x"))).await;
+    let written = done.iter().filter(|result| result.is_ok()).count();
+    assert!(written > 0 && written < 64, "{written}");
+    assert!(done.into_iter().filter_map(Result::err).all(|error| error.code == ErrorCode::LimitExceeded && error.retry));
+    assert_eq!(all(&log).await.len(), written);
+}
