@@ -136,7 +136,8 @@ impl Connection {
             if !self.session.headers.load(Ordering::Relaxed) {
                 return Err(Goodbye("message headers not supported"));
             }
-            if !well_formed(publish.headers) {
+            // an empty block is none: the JavaScript client sends one for headers without fields
+            if !publish.headers.is_empty() && !well_formed(publish.headers) {
                 self.say(&error_line("Invalid Message Headers"));
                 return Ok(false);
             }

@@ -117,10 +117,10 @@ impl Rights {
         self.everything || self.subscribe.covers(pattern)
     }
 
-    /// Whether a reply may be asked for at this subject: only where the asker could read it or write to it. Otherwise whoever answers with
-    /// wider rights could be made to publish in the asker's place.
+    /// Whether a reply may be asked for at this subject: only at an inbox of the asker's own, or where it could publish itself. Otherwise whoever
+    /// answers with wider rights could be made to publish in the asker's place, where others take it for something else.
     pub(crate) fn may_ask_reply(&self, subject: &str) -> bool {
-        self.everything || self.subscribe.covers(subject) || self.publish.covers(subject)
+        self.everything || self.publish.covers(subject) || subject.starts_with(INBOX) && self.subscribe.covers(subject)
     }
 }
 
@@ -142,6 +142,11 @@ mod tests {
         let rights = grants.rights();
         assert!(rights.may_publish("p1.a") && rights.may_publish("p2.a") && !rights.may_publish("p3.a"));
         assert!(rights.may_ask_reply("_INBOX.one.1") && rights.may_ask_reply("p1.x") && !rights.may_ask_reply("p3.x"));
+        assert!(rights.may_subscribe("p2.x") && Rights::of(Some(&grant("r", "q", "r.>", None).permissions)).may_subscribe("r.state"));
+        assert!(
+            !Rights::of(Some(&grant("r", "q", "r.>", None).permissions)).may_ask_reply("r.state"),
+            "read by others, written by none of them"
+        );
 
         assert!(grants.add(grant("1", "p1.b", "_INBOX.two.>", Some(30))));
         let rights = grants.rights();

@@ -52,7 +52,8 @@ impl Connection {
         if !plain || self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
             return false;
         }
-        if publish.with_headers && !(self.session.headers.load(Ordering::Relaxed) && well_formed(publish.headers)) {
+        let good = || publish.headers.is_empty() || well_formed(publish.headers);
+        if publish.with_headers && !(self.session.headers.load(Ordering::Relaxed) && good()) {
             return false;
         }
         let reply = match publish.reply.map(std::str::from_utf8) {

@@ -279,6 +279,7 @@ fn headers() -> Vec<Script> {
     let bare = "CONNECT {\"verbose\":false}\r\nSUB > all\r\n";
     let publish = |block: &str| format!("HPUB a {} {}\r\n{block}hi\r\nPING\r\n", block.len(), block.len() + 2);
     let mut all: Vec<_> = [
+        "",
         "NATS/1.0\r\n\r\n",
         "NATS/1.0\r\nA: b\r\n\r\n",
         "NATS/1.0\r\nA:b\r\nA: c\r\na:\r\n\r\n",
@@ -362,15 +363,9 @@ fn on_purpose() -> Vec<Script> {
         let begin = format!("CONNECT {{\"verbose\":false,\"pedantic\":{pedantic},\"headers\":true}}\r\n{SUB_ALL}");
         strange_subjects(&begin, pedantic, &mut all);
         strange_lines(&begin, &mut all);
-        for block in [
-            "",
-            "\r\n",
-            "NATS/1.0\r\n",
-            "NATS/1.0\r\nA\r\n\r\n",
-            "NATS/1.0\r\n: x\r\n\r\n",
-            "NATS/1.0\r\nA b: x\r\n\r\n",
-            "NATS/2.0\r\n\r\n",
-        ] {
+        for block in
+            ["\r\n", "NATS/1.0\r\n", "NATS/1.0\r\nA\r\n\r\n", "NATS/1.0\r\n: x\r\n\r\n", "NATS/1.0\r\nA b: x\r\n\r\n", "NATS/2.0\r\n\r\n"]
+        {
             let text = format!("{begin}HPUB a {} {}\r\n{block}hi\r\nPING\r\n", block.len(), block.len() + 2);
             all.push(one(Which::Open, text).differs(HEADERS));
         }

@@ -19,7 +19,7 @@ pub(crate) fn well_formed(block: &[u8]) -> bool {
         rest.is_empty()
             || rest.starts_with(' ')
                 && good_value(rest)
-                && (code.is_empty() || code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()))
+                && (code.is_empty() || code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()) && !code.starts_with('0'))
     });
     status && lines.all(|line| line.split_once(':').is_some_and(|(name, value)| good_name(name) && good_value(value)))
 }
@@ -117,6 +117,7 @@ mod tests {
             ("NATS/2.0\r\n\r\n", false),
             ("NATS/1.0x\r\n\r\n", false),
             ("NATS/1.0 5033\r\n\r\n", false),
+            ("NATS/1.0 000\r\n\r\n", false),
             ("NATS/1.0 abc\r\n\r\n", false),
             ("NATS/1.0 100 Idle\nA: x\r\n\r\n", false),
             ("NATS/1.0\r\nA\r\n\r\n", false),
