@@ -65,17 +65,24 @@ async fn main() {
     };
 
     let mut report = serde_json::json!({ "bench": "streams", "record_bytes": RECORD.len(), "aim_ratio": 0.7 });
-    for (name, writers, ids) in [
-        ("one_writer", 1, false),
-        ("sixteen_writers", WRITERS, false),
-        ("one_writer_with_ids", 1, true),
-        ("sixteen_writers_with_ids", WRITERS, true),
+    // what one writer waits for besides the disk, at the least
+    report["round_trip"] = serde_json::json!({ "per_s": round_trips(log("none").await).await.round() });
+    for (name, writers, ids, over_tcp) in [
+        ("one_writer", 1, false, true),
+        ("one_writer_in_process", 1, false, false),
+        ("sixteen_writers", WRITERS, false, true),
+        ("one_writer_with_ids", 1, true, true),
+        ("sixteen_writers_with_ids", WRITERS, true, true),
     ] {
         let (mut ours, mut anchors) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             let mut logs = Vec::new();
             for _ in 0..writers {
-                logs.push(log(&format!("w{round}-{writers}-{}", u8::from(ids))).await);
+                let stream = format!("{}-{round}", name.replace('_', "-"));
+                logs.push(match over_tcp {
+                    true => log(&stream).await,
+                    false => RawStream::new(router.connect("writer", None), "bench", StreamKind::Log, &stream.parse().unwrap()),
+                });
             }
             ours.push(append_for(logs, ids).await);
             let file = dir.path().join(format!("{name}-{round}.db"));
@@ -99,6 +106,16 @@ async fn main() {
     println!("{report}");
     cancel.cancel();
     serving.await.unwrap();
+}
+
+/// Questions that nobody answers, one after the other: the bus says so itself, so each is a way there and back over the socket and nothing else.
+async fn round_trips(log: RawStream) -> f64 {
+    let (begin, mut count) = (Instant::now(), 0u64);
+    while begin.elapsed() < ROUND {
+        log.call("no-such-verb", atoll_net::bus::Headers::default(), Bytes::new()).await.unwrap_err();
+        count += 1;
+    }
+    count as f64 / begin.elapsed().as_secs_f64()
 }
 
 /// Medians of records a second.

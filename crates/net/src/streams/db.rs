@@ -14,6 +14,7 @@ use atoll_contract::{
 };
 use bytes::{Bytes, BytesMut};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{fault::Fault, files::Files, packed::RecordRef};
 
@@ -59,6 +60,17 @@ pub(super) struct Db {
     created: Timestamp,
     pub(super) config: StreamConfig,
     pub(super) state: State,
+    /// What whoever read last will ask for next, and then that page.
+    wanted: Option<ReadQuery>,
+    ahead: Option<Ahead>,
+}
+
+/// A page that was read before it was asked for. Whoever replays a log gets one page while the file is read for the next.
+struct Ahead {
+    query: ReadQuery,
+    page: PackedPage,
+    /// Bounds how many there are in memory.
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What is known of the records without reading them; goes back to what it was if a transaction fails.
@@ -160,8 +172,30 @@ impl Db {
     }
 
     /// A page of records, within the query's bounds; at least one record if there is one.
-    pub(super) fn read(&self, query: &ReadQuery) -> Result<Result<PackedPage, Error>, Fault> {
+    pub(super) fn read(&mut self, query: &ReadQuery) -> Result<Result<PackedPage, Error>, Fault> {
         let (first, last) = (self.first()?, self.state.last);
+        let page = match self.ahead.take().filter(|ahead| ahead.query == *query && query.from.is_some_and(|from| from >= first)) {
+            // its records are what they were; there may be more behind them
+            Some(ahead) => Ok(PackedPage { first, last, ..ahead.page }),
+            None => self.look_up(query, first, last)?,
+        };
+        if let Ok(page) = &page {
+            let goes_on = self.kind == StreamKind::Log && page.next <= last;
+            self.wanted = goes_on.then(|| ReadQuery { from: Some(page.next), last: None, ..query.clone() });
+        }
+        Ok(page)
+    }
+
+    /// Reads what will be asked for next, if somebody reads a log that goes on.
+    pub(super) fn read_ahead(&mut self, permit: impl FnOnce() -> Option<OwnedSemaphorePermit>) -> Result<(), Fault> {
+        let Some(query) = self.wanted.take() else { return Ok(()) };
+        let Some(permit) = permit() else { return Ok(()) };
+        let (first, last) = (self.first()?, self.state.last);
+        self.ahead = self.look_up(&query, first, last)?.ok().map(|page| Ahead { query, page, _permit: permit });
+        Ok(())
+    }
+
+    fn look_up(&self, query: &ReadQuery, first: u64, last: u64) -> Result<Result<PackedPage, Error>, Fault> {
         let from = match (query.last, query.from) {
             (Some(count), _) => (last + 1).saturating_sub(count),
             (None, from) => from.unwrap_or(0),
@@ -362,7 +396,7 @@ fn load(connection: Connection, files: Files, kind: StreamKind, name: StreamName
         refresh(&connection, &mut state)?;
     }
     let created = Timestamp::from_millis(created);
-    Ok(Db { connection, files, kind, name, stream: stream.into(), created, config, state })
+    Ok(Db { connection, files, kind, name, stream: stream.into(), created, config, state, wanted: None, ahead: None })
 }
 
 /// Finds the oldest record of a log.

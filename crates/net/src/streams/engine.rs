@@ -44,6 +44,8 @@ pub struct StreamLimits {
     pub batch: usize,
     /// Bytes of the writes of one turn; one write is always taken.
     pub batch_bytes: usize,
+    /// Pages that are read before they are asked for, for readers who read a log from page to page. A page has a MiB at the most.
+    pub ahead: usize,
     /// A stream that nobody has used for so long is closed.
     pub idle: Duration,
     /// How often that is looked at, and whether records have become too old.
@@ -59,6 +61,7 @@ impl Default for StreamLimits {
             waiting_bytes: 64 << 20,
             batch: 1024,
             batch_bytes: 4 << 20,
+            ahead: 16,
             idle: Duration::from_mins(1),
             look: Duration::from_secs(10),
         }
@@ -153,6 +156,8 @@ pub(super) struct Engine {
     closed: watch::Sender<u64>,
     /// Bounds the threads that list folders.
     listing: Semaphore,
+    /// Pages that are kept because they will be asked for next, of a MiB each at the most.
+    pub(super) ahead: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -199,7 +204,8 @@ impl Engine {
     pub(super) fn new(clock: SharedClock, limits: StreamLimits, sink: Sink) -> Arc<Self> {
         let (table, closed) = (Mutex::default(), watch::Sender::new(0));
         let listing = Semaphore::new(limits.threads.max(1));
-        Arc::new(Self { limits, clock, sink, table, closed, listing })
+        let ahead = Arc::new(Semaphore::new(limits.ahead));
+        Arc::new(Self { limits, clock, sink, table, closed, listing, ahead })
     }
 
     /// Has something done. What is refused at once is told before this returns.

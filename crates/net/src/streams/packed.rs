@@ -41,13 +41,17 @@ impl RecordRef<'_> {
 
     pub(super) fn pack(&self, out: &mut BytesMut) {
         out.reserve(self.packed_len());
-        out.put_u32((self.packed_len() - 4) as u32);
-        out.put_u64(self.sequence);
-        out.put_i64(self.millis);
-        out.put_u8(if self.deleted { DELETED } else { 0 });
+        // put together first: this is done for every record of a replay
+        let mut head = [0u8; RECORD_OVERHEAD];
+        let mut rest = &mut head[..];
+        rest.put_u32((self.packed_len() - 4) as u32);
+        rest.put_u64(self.sequence);
+        rest.put_i64(self.millis);
+        rest.put_u8(if self.deleted { DELETED } else { 0 });
         // both are bounded far below 64 KiB before they are stored
-        out.put_u16(self.key.len() as u16);
-        out.put_u16(self.headers.len() as u16);
+        rest.put_u16(self.key.len() as u16);
+        rest.put_u16(self.headers.len() as u16);
+        out.put_slice(&head);
         out.put_slice(self.key.as_bytes());
         out.put_slice(self.headers);
         out.put_slice(self.data);
@@ -85,13 +89,16 @@ fn unpack(page: &mut Bytes) -> Option<StoredRecord> {
         return None;
     }
     let mut record = page.split_to(len);
-    let (sequence, millis, flags) = (record.get_u64(), record.get_i64(), record.get_u8());
-    let (key, headers) = (usize::from(record.get_u16()), usize::from(record.get_u16()));
-    if record.len() < key + headers {
+    let mut head = &record[..FIXED];
+    let (sequence, millis, flags) = (head.get_u64(), head.get_i64(), head.get_u8());
+    let (key, headers) = (usize::from(head.get_u16()), usize::from(head.get_u16()));
+    let data = FIXED + key + headers;
+    if record.len() < data {
         return None;
     }
-    let key = String::from_utf8(record.split_to(key).into()).ok()?;
-    let headers = unpack_headers(&record.split_to(headers))?;
+    let headers = unpack_headers(&record[FIXED + key..data])?;
+    let key = std::str::from_utf8(&record[FIXED..FIXED + key]).ok()?.to_owned();
+    record.advance(data);
     Some(StoredRecord { sequence, time: Timestamp::from_millis(millis), key, deleted: flags & DELETED != 0, headers, data: record })
 }
 

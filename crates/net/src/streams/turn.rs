@@ -35,8 +35,9 @@ pub(super) fn run(engine: &Engine, turn: Turn) -> (Option<Box<Db>>, Option<u64>)
         let answer = desk.other(ask);
         done(answer);
     }
+    // what can be done after the answers is done after them
     if let Some(db) = &mut desk.db
-        && let Err(fault) = db.prune(engine.clock.now())
+        && let Err(fault) = db.prune(engine.clock.now()).and_then(|()| db.read_ahead(|| engine.ahead.clone().try_acquire_owned().ok()))
     {
         desk.told(&fault);
     }

@@ -102,3 +102,33 @@ async fn a_store_forgets_old_revisions_and_deletions_and_says_so_to_who_missed_t
     assert_eq!((info.records, info.bytes, info.keys), (2, 4, Some(2)));
     assert_eq!(code(rig.kv("k").page("read", crate::streams::read_from(3)).await), ErrorCode::Conflict);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_was_read_before_it_was_asked_for_is_as_if_read_now() {
+    let rig = Rig::new().await;
+    let log = rig.log("l");
+    for n in 1..=8 {
+        append(&log, &n.to_string()).await.unwrap();
+    }
+    let page = async |from| {
+        let request = atoll_contract::streams::ReadRequest { max_count: Some(2), ..crate::streams::read_from(from) };
+        let page = log.page("read", request).await.unwrap();
+        let sequences: Vec<_> = page.records.map(|record| record.unwrap().sequence).collect();
+        (sequences, page.next, page.first, page.last)
+    };
+    assert_eq!(page(1).await, (vec![1, 2], 3, 1, 8));
+    append(&log, "9").await.unwrap();
+    assert_eq!(page(3).await, (vec![3, 4], 5, 1, 9), "of which the end is known that is there now");
+    // what was to come next is given up meanwhile
+    log.configure(&StreamConfig { max_records: Some(2), ..config() }).await.unwrap();
+    assert_eq!(page(5).await, (vec![8, 9], 10, 8, 9));
+    assert_eq!(page(3).await, (vec![8, 9], 10, 8, 9));
+    // the next stream of that name has nothing of this one
+    append(&log, "10").await.unwrap();
+    log.configure(&config()).await.unwrap();
+    append(&log, "11").await.unwrap();
+    assert_eq!(page(9).await, (vec![9, 10], 11, 9, 11));
+    log.delete().await.unwrap();
+    append(&log, "anew").await.unwrap();
+    assert_eq!(page(11).await, (vec![], 11, 1, 1));
+}
