@@ -79,10 +79,8 @@ async fn main() {
             let mut logs = Vec::new();
             for _ in 0..writers {
                 let stream = format!("{}-{round}", name.replace('_', "-"));
-                logs.push(match over_tcp {
-                    true => log(&stream).await,
-                    false => RawStream::new(router.connect("writer", None), "bench", StreamKind::Log, &stream.parse().unwrap()),
-                });
+                let in_process = || RawStream::new(router.connect("writer", None), "bench", StreamKind::Log, &stream.parse().unwrap());
+                logs.push(if over_tcp { log(&stream).await } else { in_process() });
             }
             ours.push(append_for(logs, ids).await);
             let file = dir.path().join(format!("{name}-{round}.db"));
