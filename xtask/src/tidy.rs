@@ -78,6 +78,7 @@ pub fn run() -> Done {
     }
     crate_dependencies(&mut errors)?;
     doc_links(&files, &mut errors)?;
+    ignored_files(&mut errors)?;
     golden_files(&files, &mut errors);
     for (what, args) in LINTS {
         if !sh::works(crate::machine::cargo(), &[args[0], "--version"]) {
@@ -100,6 +101,15 @@ fn tracked() -> Done<BTreeSet<PathBuf>> {
     let root = root.to_str().unwrap_or(".");
     let listed = sh::read("git", &["-C", root, "ls-files", "--cached", "--others", "--exclude-standard"])?;
     Ok(listed.lines().map(PathBuf::from).filter(|path| sh::root().join(path).is_file()).collect())
+}
+
+/// What is built or fetched isn't in git: nobody would see that it is out of date.
+fn ignored_files(errors: &mut Vec<String>) -> Done {
+    let root = sh::root();
+    let root = root.to_str().unwrap_or(".");
+    let listed = sh::read("git", &["-C", root, "ls-files", "--cached", "--ignored", "--exclude-standard"])?;
+    errors.extend(listed.lines().map(|path| format!("{path} is in git although a .gitignore names it: `git rm --cached` it")));
+    Ok(())
 }
 
 /// The code of a file without its tests: by convention those stand last.
