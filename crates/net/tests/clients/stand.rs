@@ -1,24 +1,32 @@
-//! A bus for clients: over TCP and WebSocket, with a token, an echo, and a restart when a client asks for it.
+//! A bus for clients: over TCP and WebSocket, with a token, an echo, the streams of a project, and a restart when a client asks for it.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use atoll_contract::{Error, ErrorCode, subject::Permissions};
+use atoll_contract::{
+    Error, ErrorCode, Role,
+    subject::{self, Permissions},
+};
 use atoll_net::{
     bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router},
     clock::SystemClock,
+    streams::{Roots, StreamLimits, StreamService},
     tls::ServerTls,
 };
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) const TOKEN: &str = "a-connect-token";
+/// The token's id.
+const JTI: &str = "alice";
 pub(crate) const INBOX: &str = "_INBOX.alice";
+/// A project on which the token's holder collaborates.
+pub(crate) const PROJECT: &str = "0198c0de-0000-7000-8000-000000000003";
 
 /// Ends with its value.
 pub(crate) struct Stand {
@@ -90,6 +98,7 @@ async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc
         let conn = router.connect("the test", None);
         let mut restart = conn.subscribe("control.restart", None).await.unwrap();
         tokio::spawn(echo(conn.clone()));
+        let streams = serve_streams(&router, cancel.clone()).await;
         let by_tcp = match &tls {
             Some(tls) => tokio::spawn(router.serve_tls(tcp, tls.clone(), auth.clone(), cancel.clone())),
             None => tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone())),
@@ -102,6 +111,7 @@ async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc
         cancel.cancel();
         by_tcp.await.unwrap();
         by_websocket.await.unwrap();
+        streams.await.unwrap();
         (tcp, websocket) = (listen(addresses.0).await, listen(addresses.1).await);
     }
 }
@@ -112,6 +122,26 @@ async fn echo(conn: Arc<dyn Conn>) {
         if conn.publish(Message { subject: reply, reply: None, headers, payload }).await.is_err() {
             return;
         }
+    }
+}
+
+/// Serves the streams of projects as a host does.
+async fn serve_streams(router: &Arc<Router>, cancel: CancellationToken) -> JoinHandle<()> {
+    let states = tempfile::tempdir().unwrap();
+    let service = StreamService::new(router.connect("streams", None), Arc::new(SystemClock), StreamLimits::default());
+    let serving = service.listen("project.*", Arc::new(States(states.path().into()))).await.unwrap();
+    tokio::spawn(async move {
+        serving.run(cancel).await;
+        drop(states); // all files are closed
+    })
+}
+
+/// Where all projects' streams are: each has a folder.
+struct States(PathBuf);
+
+impl Roots for States {
+    fn root(&self, owner: &str) -> Result<Arc<Path>, Error> {
+        Ok(self.0.join(owner).into())
     }
 }
 
@@ -130,7 +160,10 @@ impl Authenticator for Door {
             responses: true,
             ..Permissions::default()
         };
-        Ok(vec![Grant { key: "alice".into(), permissions, account: None, expires_at: None }])
+        let project = PROJECT.parse().unwrap();
+        let of_project = subject::project_permissions(project, Role::Collaborator, JTI);
+        let grant = |key: &str, permissions| Grant { key: key.into(), permissions, account: None, expires_at: None };
+        Ok(vec![grant("alice", permissions), grant(PROJECT, of_project)])
     }
 }
 
