@@ -394,6 +394,7 @@ impl Engine {
 
     /// For tests: looks at an open stream's file that nobody uses just now. Whether there is one.
     #[cfg(test)]
+    #[must_use]
     pub(super) fn look_at(&self, id: &StreamId, look: impl FnOnce(&Db)) -> bool {
         self.lock().streams.get(id).and_then(|entry| entry.db.as_ref()).map(|db| look(db)).is_some()
     }
