@@ -110,15 +110,11 @@ impl LocalConn {
         } else {
             Verdict::Refused
         };
-        let matched = if verdict == Verdict::Allowed { self.router.find(subject) } else { Matched::default() };
-        Found {
-            subject: subject.clone(),
-            mapped: None,
-            prefix: self.router.stats.prefix(subject),
-            verdict,
-            matched,
-            in_runs: OnceLock::new(),
-        }
+        let (matched, prefix) = match verdict {
+            Verdict::Allowed => (self.router.find(subject), self.router.stats.prefix(subject)),
+            Verdict::Refused | Verdict::Invalid => (Matched::default(), self.router.stats.nowhere()),
+        };
+        Found { subject: subject.clone(), mapped: None, prefix, verdict, matched, in_runs: OnceLock::new() }
     }
 
     fn forbidden(&self, verb: &str, subject: &str) -> Error {

@@ -179,10 +179,10 @@ impl Connection {
             Verdict::Refused if &*found.subject == BUS_PING => return Ok(self.pong(reply, publish.payload)),
             // an answer: allowed because it was asked for, which no cache may remember
             Verdict::Refused if self.rights.responses && self.session.may_respond(&found.subject) => {
-                let matched = self.router.find(&found.subject);
+                let (matched, prefix) = (self.router.find(&found.subject), self.router.stats.prefix(&found.subject));
                 accept(self.verbose, &self.session, &mut self.hand);
                 let count = self.router.publish(&matched, &publication, &mut self.hand, None);
-                self.tally.count(&found.prefix, 1, publish.size(), (count, count * publish.size()));
+                self.tally.count(&prefix, 1, publish.size(), (count, count * publish.size()));
                 return Ok(false);
             }
             Verdict::Refused => {
@@ -223,7 +223,10 @@ impl Connection {
             Verdict::Allowed => self.router.find(mapped.as_deref().unwrap_or(&text)),
             Verdict::Refused | Verdict::Invalid => Matched::default(),
         };
-        let prefix = self.router.stats.prefix(mapped.as_deref().unwrap_or(&text));
+        let prefix = match verdict {
+            Verdict::Allowed => self.router.stats.prefix(mapped.as_deref().unwrap_or(&text)),
+            Verdict::Refused | Verdict::Invalid => self.router.stats.nowhere(),
+        };
         Found { subject: text.into(), mapped, prefix, verdict, matched, in_runs: OnceLock::new() }
     }
 

@@ -123,11 +123,13 @@ const MAX_PREFIXES: usize = 4096;
 const OTHER: &str = "(other)";
 /// Accounts that are remembered beyond those that are connected.
 const MAX_ACCOUNTS: usize = 4096;
+/// Grants of a connection that a report names. With [`MAX_ROWS`] connections the whole stays well below what the bus takes as one message.
+const MAX_GRANTS: usize = 16;
 /// Bytes of a subject's tokens that count as its prefix.
 const MAX_PREFIX: usize = 128;
 
 impl Stats {
-    /// Where messages to this subject are counted.
+    /// Where messages to this subject are counted. For subjects that somebody may publish to: prefixes are remembered as long as the router lives.
     pub(crate) fn prefix(&self, subject: &str) -> Arc<Traffic> {
         let prefix = prefix_of(subject);
         if let Some(known) = self.prefixes.read().unwrap_or_else(PoisonError::into_inner).get(prefix) {
@@ -138,6 +140,11 @@ impl Stats {
             return self.other.clone();
         }
         all.entry(prefix.into()).or_default().clone()
+    }
+
+    /// For what is refused: nothing is counted there, and nobody fills the table with what they may not say.
+    pub(crate) fn nowhere(&self) -> Arc<Traffic> {
+        self.other.clone()
     }
 
     /// Takes in one more connection of an account. None if it has as many as it may.
@@ -230,10 +237,15 @@ impl Router {
 
 fn connection(session: &Session) -> BusConnection {
     let (pending_bytes, pending_messages) = session.out.pending();
-    let (grants, subscriptions) = {
+    let (mut grants, subscriptions) = {
         let held = session.held();
         (held.grants.keys(), held.subs.len())
     };
+    let more = grants.len().saturating_sub(MAX_GRANTS);
+    if more > 0 {
+        grants.truncate(MAX_GRANTS);
+        grants.push(format!("({more} more)"));
+    }
     BusConnection {
         id: session.id,
         name: session.name.get().cloned().unwrap_or_default(),

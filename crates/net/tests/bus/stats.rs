@@ -63,3 +63,43 @@ async fn it_is_told_to_those_who_may_ask() {
     raw.send(&format!("PUB {BUS_STATS} open.r 0\r\n\r\n")).await;
     raw.expect(&[&format!("-ERR 'Permissions Violation for Publish to \"{BUS_STATS}\"'")]).await;
 }
+
+#[tokio::test]
+async fn what_is_refused_takes_no_place_among_the_prefixes() {
+    let bus = bus(BusLimits::default(), two_tokens());
+    let mut raw = bus.connected(LIMITED).await;
+    for n in 0..100 {
+        raw.send(&format!("PUB noise.{n} 0\r\n\r\nPUB noise..{n} 0\r\n\r\n")).await;
+        for _ in 0..2 {
+            assert!(raw.line().await.unwrap().starts_with("-ERR"));
+        }
+    }
+    let report = bus.router.report();
+    assert!(report.by_prefix.iter().all(|row| !row.prefix.starts_with("noise")), "{:?}", report.by_prefix);
+}
+
+#[tokio::test]
+async fn a_report_fits_into_a_message_however_many_grants_there_are() {
+    let (bus, auth) = (bus(BusLimits::default(), Arc::default()), Arc::new(ManyGrants));
+    let mut all = Vec::new();
+    for _ in 0..256 {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        tokio::spawn(bus.router.serve(theirs, "pipe".into(), auth.clone(), bus.cancel.clone()));
+        let mut raw = crate::support::Raw::new(ours);
+        raw.connect("").await;
+        all.push(raw);
+    }
+    let report = bus.router.report();
+    let size = serde_json::to_vec(&report).unwrap().len();
+    assert!(report.by_connection.len() == 256 && size < BusLimits::default().max_payload, "{size}");
+    assert_eq!(report.by_connection[0].grants.last().unwrap(), "(240 more)");
+}
+
+/// As many projects as one connection may have.
+struct ManyGrants;
+
+impl atoll_net::bus::Authenticator for ManyGrants {
+    fn connect(&self, _: &atoll_net::bus::Credentials) -> Result<Vec<Grant>, atoll_contract::Error> {
+        Ok((0..256).map(|n| grant(&format!("0198c0de-0000-7000-8000-{n:012}"), &[], &[], None)).collect())
+    }
+}
