@@ -115,10 +115,13 @@ struct Asked {
     until: HashMap<Arc<str>, Instant>,
     /// In the order in which they were first noted.
     order: VecDeque<Arc<str>>,
+    /// Of their texts.
+    bytes: usize,
 }
 
-/// Reply subjects that are remembered for one connection; a further one pushes out the oldest.
+/// Reply subjects that are remembered for one connection, and their bytes; a further one pushes out the oldest.
 const MAX_ASKED: usize = 4096;
+const MAX_ASKED_BYTES: usize = 512 << 10;
 /// How long an answer may take to begin. The longest request of Atoll's own waits for two minutes.
 const ANSWER_WITHIN: Duration = Duration::from_mins(5);
 
@@ -128,12 +131,13 @@ impl Asked {
             *until = now + ANSWER_WITHIN;
             return;
         }
-        while self.order.len() >= MAX_ASKED {
-            if let Some(oldest) = self.order.pop_front() {
-                self.until.remove(&oldest);
-            }
+        while self.order.len() >= MAX_ASKED || self.bytes + reply.len() > MAX_ASKED_BYTES {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.until.remove(&oldest);
+            self.bytes -= oldest.len();
         }
         let reply: Arc<str> = reply.into();
+        self.bytes += reply.len();
         self.order.push_back(reply.clone());
         self.until.insert(reply, now + ANSWER_WITHIN);
     }
@@ -293,5 +297,15 @@ mod tests {
         (0..MAX_ASKED).for_each(|n| asked.note(&n.to_string(), now));
         assert!(!asked.knows("r", now) && asked.knows("0", now) && asked.knows("4095", now));
         assert_eq!((asked.until.len(), asked.order.len()), (MAX_ASKED, MAX_ASKED));
+    }
+
+    #[test]
+    fn long_replies_take_no_more_memory_than_short_ones() {
+        let (mut asked, now) = (Asked::default(), Instant::now());
+        let long = |n: usize| format!("{n:04000}");
+        (0..MAX_ASKED).for_each(|n| asked.note(&long(n), now));
+        let held: usize = asked.order.iter().map(|reply| reply.len()).sum();
+        assert!(held <= MAX_ASKED_BYTES && asked.bytes == held && asked.until.len() == asked.order.len(), "{held}");
+        assert!(asked.knows(&long(MAX_ASKED - 1), now) && !asked.knows(&long(0), now));
     }
 }
