@@ -215,6 +215,10 @@ impl Outbound {
                 queue.full.clear();
                 queue.tail = BytesMut::new();
                 queue.tail_messages = 0;
+                if ending == Ending::Dead {
+                    // nobody says any more that it was written; publishers may hold on to this queue long after its connection
+                    (queue.taken_bytes, queue.taken_messages) = (0, 0);
+                }
                 queue.bytes = queue.taken_bytes;
                 queue.messages = queue.taken_messages;
                 let bytes = queue.bytes;
@@ -495,6 +499,19 @@ mod tests {
         assert_eq!(outbound.push(&frame(&[0; 1000], None), &mut wakers), Pushed::Full);
         assert_eq!(outbound.pending(), (0, 0));
         assert!(!outbound.push_line(&[b'x'; 1001], &mut wakers));
+    }
+
+    #[test]
+    fn a_dead_queue_gives_back_what_its_writer_had_taken() {
+        let (budget, mut wakers) = (Budget::new(8 << 20), Wakers::default());
+        let outbound = Outbound::new(8 << 20, 10, &budget);
+        let big = Bytes::from(vec![b'x'; 1 << 20]);
+        outbound.push(&frame(&big, Some(&big)), &mut wakers);
+        assert_eq!(take(&outbound).0, Taken::Some);
+        outbound.cut(b"");
+        assert!(budget.used() > 0, "it is being written");
+        outbound.kill();
+        assert_eq!((outbound.pending(), budget.used()), ((0, 0), 0));
     }
 
     #[test]
