@@ -79,7 +79,7 @@ impl Calls {
         if message.headers.is_empty() && message.payload.is_empty() {
             return Work::AtOnce(Box::pin(async move { calls.send(Message::new(reply, "")).await }));
         }
-        let Some(turn) = self.turn(message.payload.len()) else {
+        let Some(turn) = self.turn(message.size()) else {
             let error =
                 Error::new(ErrorCode::LimitExceeded, "This host has as many calls to answer as it may.").mend("Ask again in a moment.");
             return Work::AtOnce(Box::pin(async move { calls.send(refusal(reply, &error)).await }));

@@ -20,7 +20,7 @@ use atoll_contract::{
 use atoll_net::bus::{Conn, Headers, Message};
 use bytes::Bytes;
 use tokio::{
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -84,6 +84,9 @@ const OVERHEAD: usize = 512;
 /// A call from this size on shall not hold a part of its host's lane for as long as the project takes to answer.
 const LARGE: usize = 16 << 10;
 
+/// Refusals that are sent at once; each takes some milliseconds at the most.
+const REFUSALS: usize = 4096;
+
 /// In whose name a call is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Caller {
@@ -105,6 +108,13 @@ pub(crate) struct Request {
     pub timeout: Duration,
 }
 
+impl Request {
+    /// As [`Message::size`].
+    fn size(&self) -> usize {
+        atoll_net::bus::size(&self.headers, &self.payload)
+    }
+}
+
 /// A handle; clones share the bounds.
 #[derive(Clone)]
 pub(crate) struct Calls(Arc<Inner>);
@@ -115,6 +125,8 @@ struct Inner {
     bounds: Bounds,
     admission: Arc<Admission>,
     lanes: Lanes,
+    /// Refusals that are being sent.
+    refusals: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -135,7 +147,8 @@ impl Calls {
     /// Ends with `stop` at the latest.
     pub(crate) fn new(places: Arc<dyn Places>, conn: Arc<dyn Conn>, bounds: Bounds, stop: &CancellationToken) -> Self {
         let (admission, lanes) = (Admission::new(&bounds), Lanes::new(bounds.lane_bytes));
-        Self(Arc::new(Inner { places, conn, bounds, admission, lanes, stop: stop.child_token(), tasks: TaskTracker::new() }))
+        let (refusals, stop, tasks) = (Arc::new(Semaphore::new(REFUSALS)), stop.child_token(), TaskTracker::new());
+        Self(Arc::new(Inner { places, conn, bounds, admission, lanes, refusals, stop, tasks }))
     }
 
     /// Asks a project, wherever it is, and gives its answer as it is.
@@ -146,7 +159,7 @@ impl Calls {
     /// `stale_assignment` if the project has moved twice meanwhile; `timed_out`; `limit_exceeded`; `too_large`; `unavailable` if the master ends.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the master's own parts; none calls a project yet"))]
     pub(crate) async fn call(&self, caller: Caller, request: Request) -> Result<Message, Error> {
-        let admitted = self.0.admission.admit(caller, size(&request.headers, &request.payload))?;
+        let admitted = self.0.admission.admit(caller, request.size())?;
         self.admitted(caller, request, admitted).await
     }
 
@@ -224,7 +237,7 @@ impl Calls {
     }
 
     async fn ask(&self, caller: Caller, place: &Place, request: &Request, deadline: Instant) -> Asked {
-        let bytes = size(&request.headers, &request.payload) + OVERHEAD;
+        let bytes = request.size() + OVERHEAD;
         let lane = self.0.lanes.enter(place.host, bytes).await;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let account = match caller {
@@ -266,11 +279,6 @@ impl Calls {
             pause = self.0.bounds.probe_after;
         }
     }
-}
-
-/// What a request takes of the memory.
-fn size(headers: &Headers, payload: &Bytes) -> usize {
-    payload.len() + headers.fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
 }
 
 /// The part of the time that is left in which the host answers: a tenth, at most half a second, is for the way back. So a `timed_out` is the

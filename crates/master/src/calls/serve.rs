@@ -9,7 +9,7 @@ use atoll_contract::{
 };
 use atoll_net::bus::{Conn, Message, Subscription, error_answer};
 
-use super::{Caller, Calls, Request, admission::Admitted, size};
+use super::{Caller, Calls, Request, admission::Admitted};
 
 /// Before a lost subscription is made again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -34,12 +34,12 @@ pub(crate) async fn serve(calls: Calls, conn: Arc<dyn Conn>, mut incoming: Subsc
             }
             continue;
         };
-        take(&calls, &conn, message).await;
+        take(&calls, &conn, message);
     }
 }
 
 /// Begins a call, or answers at once that it can't be.
-async fn take(calls: &Calls, conn: &Arc<dyn Conn>, message: Message) {
+fn take(calls: &Calls, conn: &Arc<dyn Conn>, message: Message) {
     let Some(reply) = message.reply.clone() else {
         // nobody could be told what became of it
         tracing::debug!(subject = %message.subject, "a call without a reply subject is dropped");
@@ -58,15 +58,29 @@ async fn take(calls: &Calls, conn: &Arc<dyn Conn>, message: Message) {
                 send(&*conn, answer).await;
             });
         }
-        Err(error) => send(&**conn, error_answer(reply, &error)).await,
+        // not here: an asker that doesn't read its answers would hold up everybody's calls
+        Err(error) => refuse(calls, conn, error_answer(reply, &error)),
     }
+}
+
+/// Sends an answer without waiting. The bus hands it over at once, and then only holds up who publishes to a crowded receiver.
+fn refuse(calls: &Calls, conn: &Arc<dyn Conn>, answer: Message) {
+    let Ok(place) = calls.0.refusals.clone().try_acquire_owned() else {
+        tracing::debug!("a refusal is dropped, since too many are being sent");
+        return;
+    };
+    let conn = conn.clone();
+    calls.0.tasks.spawn(async move {
+        send(&*conn, answer).await;
+        drop(place);
+    });
 }
 
 fn understand(calls: &Calls, message: Message) -> Result<(Caller, Request, Admitted), Error> {
     // a project is named by its id: names are an account's own, and could change between two calls
     let subject = CallSubject::parse(&message.subject).ok_or_else(|| Error::not_found("project"))?;
     let caller = Caller::Account(subject.account);
-    let admitted = calls.0.admission.admit(caller, size(&message.headers, &message.payload))?;
+    let admitted = calls.0.admission.admit(caller, message.size())?;
     let timeout = call::timeout(message.headers.get(call::TIMEOUT))?;
     let (project, rest) = (subject.project, subject.rest.to_owned());
     Ok((caller, Request { project, rest, headers: message.headers, payload: message.payload, timeout }, admitted))

@@ -494,3 +494,22 @@ async fn a_master_that_ends_answers_those_who_wait() {
     assert_eq!(served.rig.code("agent.info", LONG).await, ErrorCode::Unavailable);
     assert!(!served.rig.stop.is_cancelled(), "nothing else has ended");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_refusals_holds_up_nobody() {
+    let served = served(Bounds::default()).await;
+    served.rig.host(1, |_, _| Some(Message::new("", "here"))).await;
+    let eve = served.rig.bus.connect("eve", None);
+    let _unread = eve.subscribe("unread", None).await.unwrap();
+    // more than half of what may wait for her
+    for _ in 0..5 {
+        eve.publish(Message::new("unread", vec![0; 1 << 20])).await.unwrap();
+    }
+    let begun = Instant::now();
+    let no_call = format!("call.{EVE}.project.thesis.agent.info");
+    for _ in 0..1000 {
+        eve.publish(Message { reply: Some("unread".into()), ..Message::new(&*no_call, "") }).await.unwrap();
+    }
+    served.info(BOB).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+}

@@ -78,8 +78,7 @@ impl Inlet {
 
 /// Roughly what a message takes in memory.
 fn size(message: &Message) -> usize {
-    let fields: usize = message.headers.fields.iter().map(|(name, value)| name.len() + value.len()).sum();
-    message.payload.len() + fields + message.subject.len() + 128
+    message.size() + message.subject.len() + 128
 }
 
 /// The requests of one connection that wait for an answer: all of its inboxes are tokens below one subscription.

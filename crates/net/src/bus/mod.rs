@@ -89,6 +89,16 @@ impl Message {
     pub fn new(subject: impl Into<Arc<str>>, payload: impl Into<Bytes>) -> Self {
         Self { subject: subject.into(), reply: None, headers: Headers::default(), payload: payload.into() }
     }
+
+    /// Bytes of the headers' names and values and of the payload, which is about what it takes of the memory.
+    pub fn size(&self) -> usize {
+        size(&self.headers, &self.payload)
+    }
+}
+
+/// As [`Message::size`], of what may become a message.
+pub fn size(headers: &Headers, payload: &Bytes) -> usize {
+    payload.len() + headers.fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
 }
 
 /// What a subscriber reads. Dropping it unsubscribes. It ends (`None`) when its connection ends, when its grant does, and when its reader falls
