@@ -11,6 +11,7 @@ use atoll_contract::{
     subject::{BUS_STATS, host_stats},
 };
 use atoll_net::bus::Message;
+use rustix::termios::tcgetwinsize;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -71,11 +72,22 @@ fn show(context: &Context, before: Option<&BusReport>, now: &BusReport, args: &B
     let text = tables::top(before, now, usize::from(args.rows));
     if !args.once && std::io::stdout().is_terminal() {
         let mut out = std::io::stdout().lock();
+        // a window without a size is a terminal's that doesn't know it
+        let text = match tcgetwinsize(&out) {
+            Ok(size) if size.ws_row > 0 && size.ws_col > 0 => cut(&text, size.ws_row.into(), size.ws_col.into()),
+            _ => text,
+        };
         // from the upper left corner, and nothing left of the last one
         let written = write!(out, "\x1b[H\x1b[2J{text}").and_then(|()| out.flush());
         return written.map_err(|error| errors::io("Standard output", &error));
     }
     print(&format!("{text}\n"))
+}
+
+/// What fits into a window: a line that is broken would push the first ones out.
+fn cut(text: &str, rows: usize, columns: usize) -> String {
+    let lines = text.lines().take(rows).map(|line| line.chars().take(columns).collect::<String>().trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Asks for reports.
@@ -119,5 +131,16 @@ impl Looker {
             (ErrorCode::Forbidden, _) => error.mend("Only admins may see what a bus does."),
             _ => error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_into_the_window_is_cut() {
+        assert_eq!(cut("abcdef\nä\n\nlast\n", 3, 4), "abcd\nä\n");
+        assert_eq!(cut("a   b\n", 10, 4), "a");
     }
 }
