@@ -151,7 +151,8 @@ fn sizes(path: &Path, text: &str, warnings: &mut Vec<String>) {
         let indent = line.len() - line.trim_start().len();
         let words = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ");
         let words = words.trim_start_matches("const ").trim_start_matches("async ");
-        if let (None, Some(rest)) = (&open, words.strip_prefix("fn ")) {
+        let declared = || line.ends_with(';') || line.ends_with('}'); // without a body, or with all of it
+        if let (None, Some(rest)) = (&open, words.strip_prefix("fn ").filter(|_| !declared())) {
             let name = rest.split(['(', '<']).next().unwrap_or_default().to_owned();
             open = Some((number, indent, name));
         } else if let Some((start, column, name)) = &open
