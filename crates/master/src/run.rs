@@ -47,7 +47,7 @@ pub struct RunningMaster {
     bus_addr: Option<SocketAddr>,
     url: String,
     master: Option<Arc<Master>>,
-    calls: Calls,
+    calls: Option<Calls>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Held as long as the master uses its directory.
@@ -89,8 +89,10 @@ impl RunningMaster {
     /// Stops accepting, lets requests end, stops operations where they are (they are saved), and closes the store. Bounded: takes at
     /// most some seconds for each.
     pub async fn shutdown(mut self) {
-        // first, while whoever waits for an answer is still connected
-        self.calls.stop(DRAIN).await;
+        // first, while whoever waits for an answer is still connected; taken out, since they hold the store
+        if let Some(calls) = self.calls.take() {
+            calls.stop(DRAIN).await;
+        }
         self.stop.cancel();
         let Some(master) = self.master.take() else { return };
         master.projects.executor.stop(DRAIN).await;
@@ -177,7 +179,7 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
-    Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls, tasks, stop, lock })
+    Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls: Some(calls), tasks, stop, lock })
 }
 
 /// What crosses between the master's bus and a cluster that other masters are on, too.

@@ -264,3 +264,11 @@ async fn its_bus_joins_a_cluster_and_is_served_over_tls() {
     assert_eq!(refused.unwrap_err().kind(), async_nats::ConnectErrorKind::AuthorizationViolation, "so TLS was done");
     master.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_has_nothing_to_do_ends_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = master(dir.path(), "127.0.0.1:0").await.unwrap();
+    // whatever still held the store would be waited for five seconds
+    tokio::time::timeout(Duration::from_secs(4), master.shutdown()).await.unwrap();
+}
