@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{AccountId, Error, ErrorCode, Generation, ProjectId, Role};
+use crate::{AccountId, Error, ErrorCode, Generation, ProjectId, Role, subject};
 
 /// Milliseconds that a call may take. The caller's, and again what is left of them on the way from master to host.
 pub const TIMEOUT: &str = "Atoll-Timeout";
@@ -113,11 +113,26 @@ impl HostCall {
     }
 }
 
+/// The subject of a call on the bus of the project's host, if the role may ask that and it goes by way of the master. Master and host look at it each
+/// by itself.
+///
+/// # Errors
+/// As [`check_rest`]; `forbidden`, by the same table as on the host's bus.
+pub fn host_subject(project: ProjectId, role: Role, rest: &str) -> Result<String, Error> {
+    check_rest(rest)?;
+    let subject = subject::project(project, rest);
+    if subject::project_permissions(project, role, "").may_publish(&subject) {
+        return Ok(subject);
+    }
+    let words = format!("{rest:?} isn't something that the role {:?} may ask of a project.", role.as_str());
+    Err(Error::new(ErrorCode::Forbidden, words).mend("docs/reference/bus.md has what a project may be asked."))
+}
+
 /// Refuses what doesn't go by way of the master although the role may do it on the host's bus.
 ///
 /// # Errors
 /// `unsupported` for a byte stream, whose bytes would all go through the master.
-pub fn check_rest(rest: &str) -> Result<(), Error> {
+fn check_rest(rest: &str) -> Result<(), Error> {
     if rest == "stream" || rest.starts_with("stream.") {
         return Err(Error::new(ErrorCode::Unsupported, "Byte streams don't go by way of the master.")
             .mend("Connect to the project's host: POST /v1/projects/{id}/connect says where and with which token."));
@@ -187,6 +202,16 @@ mod tests {
         for bad in ["", "0", "-1", "1.5", "120001", "99999999999999999999", "1s"] {
             assert_eq!(timeout(Some(bad)).unwrap_err().code, ErrorCode::InvalidArgument, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_role_asks_what_its_table_allows_and_nothing_else() {
+        let ask = |role, rest| host_subject(ID.parse().unwrap(), role, rest).map_err(|error| error.code);
+        assert_eq!(ask(Role::Viewer, "agent.info"), Ok(format!("project.{ID}.agent.info")));
+        assert_eq!(ask(Role::Viewer, "exec.start"), Err(ErrorCode::Forbidden));
+        assert_eq!(ask(Role::Collaborator, "exec.start"), Ok(format!("project.{ID}.exec.start")));
+        assert_eq!(ask(Role::Owner, "log.notes.changes"), Err(ErrorCode::Forbidden));
+        assert_eq!(ask(Role::Owner, "stream.x.in"), Err(ErrorCode::Unsupported));
     }
 
     #[test]

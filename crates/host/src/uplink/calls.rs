@@ -9,7 +9,7 @@ use atoll_contract::{
     Error, ErrorCode,
     call::{self, HostCall},
     claims::stale_assignment,
-    subject::{self, Permissions},
+    subject::Permissions,
 };
 use atoll_net::bus::{
     Conn, Headers, Message, Router,
@@ -119,13 +119,7 @@ impl Calls {
                     .mend("Ask the master where the project is now."));
             }
         }
-        call::check_rest(&asked.rest)?;
-        let subject = subject::project(asked.project, &asked.rest);
-        if subject::project_permissions(asked.project, asked.role, "").may_publish(&subject) {
-            return Ok(subject);
-        }
-        let words = format!("{:?} isn't something that a {} may ask of a project.", asked.rest, asked.role.as_str());
-        Err(Error::new(ErrorCode::Forbidden, words))
+        call::host_subject(asked.project, asked.role, &asked.rest)
     }
 
     async fn send(&self, answer: Message) {

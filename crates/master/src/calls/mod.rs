@@ -203,13 +203,8 @@ impl Calls {
     /// The place, if the caller may ask this there: by the same table as on the host.
     async fn find(&self, caller: Caller, request: &Request) -> Result<Place, Error> {
         let place = self.0.places.find(caller, request.project).await?;
-        call::check_rest(&request.rest)?;
-        let allowed = subject::project_permissions(request.project, place.role, "");
-        if allowed.may_publish(&subject::project(request.project, &request.rest)) {
-            return Ok(place);
-        }
-        let words = format!("{:?} isn't something that a {} may ask of a project.", request.rest, place.role.as_str());
-        Err(Error::new(ErrorCode::Forbidden, words))
+        call::host_subject(request.project, place.role, &request.rest)?;
+        Ok(place)
     }
 
     /// Asks a host, and waits for it if it isn't connected and may be soon.

@@ -78,7 +78,8 @@ fn refuse(calls: &Calls, conn: &Arc<dyn Conn>, answer: Message) {
 
 fn understand(calls: &Calls, message: Message) -> Result<(Caller, Request, Admitted), Error> {
     // a project is named by its id: names are an account's own, and could change between two calls
-    let subject = CallSubject::parse(&message.subject).ok_or_else(|| Error::not_found("project"))?;
+    let subject = CallSubject::parse(&message.subject)
+        .ok_or_else(|| Error::not_found("project").mend("Name it by its id, which atoll project list shows: project.ID.…"))?;
     let caller = Caller::Account(subject.account);
     let admitted = calls.0.admission.admit(caller, message.size())?;
     let timeout = call::timeout(message.headers.get(call::TIMEOUT))?;
