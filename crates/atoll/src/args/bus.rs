@@ -93,7 +93,7 @@ pub struct BusTopArgs {
 #[command(after_help = "\
 Examples:
   atoll bus sub --server nats://127.0.0.1:4222 'orders.>'
-  atoll bus sub --project thesis 'project.*.*.state'
+  atoll bus sub --project thesis 'project.ID.log.*.changes'      ID as in atoll project list
   atoll bus sub --server tls://nats.example --creds ada.creds orders.new --queue workers --count 10 --json
   atoll bus sub --server ws://127.0.0.1:4334 logs --raw | grep error")]
 pub struct BusSubArgs {
