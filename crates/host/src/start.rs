@@ -113,10 +113,8 @@ pub async fn start(
         identity: identity.clone(),
     };
 
-    match (bus_listener, bus_tls) {
-        (Some(listener), Some(tls)) => drop(tasks.spawn(router.serve_tls(listener, tls, gate.users(), cancel.clone()))),
-        (Some(listener), None) => drop(tasks.spawn(router.serve_tcp(listener, gate.users(), cancel.clone()))),
-        (None, _) => {}
+    if let Some(listener) = bus_listener {
+        tasks.spawn(router.serve_listener(listener, bus_tls, gate.users(), cancel.clone()));
     }
     tasks.spawn(sweep::uploads(gate.clone(), projects.clone(), cancel.clone()));
     tasks.spawn(http::serve(listener, gate::router(gate), cancel.clone()));

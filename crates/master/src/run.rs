@@ -170,10 +170,8 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     if taken_up > 0 {
         tracing::info!(operations = taken_up, "going on with the operations that have not ended");
     }
-    match (bus_listener, bus_tls) {
-        (Some(listener), Some(tls)) => drop(tasks.spawn(master.bus.serve_tls(listener, tls, master.authenticator.clone(), stop.clone()))),
-        (Some(listener), None) => drop(tasks.spawn(master.bus.serve_tcp(listener, master.authenticator.clone(), stop.clone()))),
-        (None, _) => {}
+    if let Some(listener) = bus_listener {
+        tasks.spawn(master.bus.serve_listener(listener, bus_tls, master.authenticator.clone(), stop.clone()));
     }
     tasks.spawn(serve::serve(listener, api::router(master.clone()), config.max_connections, stop.clone()));
     let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));

@@ -60,10 +60,7 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         let tls = args.tls_certificate.as_deref().zip(args.tls_key.as_deref());
         let tls = tls.map(|(certificate, key)| ServerTls::load(certificate, key, Arc::new(SystemClock))).transpose()?;
         let scheme = if tls.is_some() { "tls" } else { "nats" };
-        match tls {
-            Some(tls) => drop(tasks.spawn(router.serve_tls(listener, Arc::new(tls), auth.clone(), cancel.clone()))),
-            None => drop(tasks.spawn(router.serve_tcp(listener, auth.clone(), cancel.clone()))),
-        }
+        tasks.spawn(router.serve_listener(listener, tls.map(Arc::new), auth.clone(), cancel.clone()));
         if let Some(options) = cluster(&args).await? {
             tasks.spawn(router.join(options, cancel.clone())?);
         }

@@ -61,6 +61,20 @@ impl Router {
         };
         accept(self.limits().connections, listener, serve, cancel)
     }
+
+    /// Either of these: encrypted where there is a certificate.
+    pub fn serve_listener(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        tls: Option<Arc<ServerTls>>,
+        auth: Arc<dyn Authenticator>,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        match tls {
+            Some(tls) => Box::pin(self.serve_tls(listener, tls, auth, cancel)),
+            None => Box::pin(self.serve_tcp(listener, auth, cancel)),
+        }
+    }
 }
 
 async fn accept(

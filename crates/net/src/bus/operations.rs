@@ -132,15 +132,8 @@ impl Connection {
         if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
             self.reload();
         }
-        if publish.with_headers {
-            if !self.session.headers.load(Ordering::Relaxed) {
-                return Err(Goodbye("message headers not supported"));
-            }
-            // an empty block is none: the JavaScript client sends one for headers without fields
-            if !publish.headers.is_empty() && !well_formed(publish.headers) {
-                self.say(&error_line("Invalid Message Headers"));
-                return Ok(false);
-            }
+        if publish.with_headers && !self.takes_headers(publish.headers)? {
+            return Ok(false);
         }
         let reply = match publish.reply.map(std::str::from_utf8) {
             None => None,
@@ -202,6 +195,18 @@ impl Connection {
             self.answer(reply, NO_RESPONDERS, &[]);
         }
         Ok(false)
+    }
+
+    fn takes_headers(&mut self, block: &[u8]) -> Result<bool, Goodbye> {
+        if !self.session.headers.load(Ordering::Relaxed) {
+            return Err(Goodbye("message headers not supported"));
+        }
+        // an empty block is none: the JavaScript client sends one for headers without fields
+        let good = block.is_empty() || well_formed(block);
+        if !good {
+            self.say(&error_line("Invalid Message Headers"));
+        }
+        Ok(good)
     }
 
     fn refuse_subject(&mut self) -> bool {
