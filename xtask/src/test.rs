@@ -45,7 +45,7 @@ pub fn run(args: &[String]) -> Done {
 
 /// The models of the bus's concurrent parts: a build of their own, since they replace its locks.
 fn models() -> Done {
-    sh::run(machine::cargo(), &["test", "--package", "atoll-net", "--features", "model", "--lib", "model"])
+    sh::run(machine::cargo(), &["test", "--package", "atoll-net", "--features", "model", "--lib", "bus::model"])
 }
 
 /// The fault cases alone.
