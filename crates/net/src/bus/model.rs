@@ -1,5 +1,5 @@
 //! Models of the concurrent parts: loom runs each with every order in which its threads may meet (up to a bound of preemptions), and with every value
-//! that the memory model lets them read. `cargo test -p atoll-net --features model --lib model`.
+//! that the memory model lets them read. `cargo test -p atoll-net --features model --lib bus::model`.
 //!
 //! They drive the parts themselves, and connections as the server has them; only the locks, the atomics and `Notify` are loom's.
 
