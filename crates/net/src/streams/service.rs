@@ -1,9 +1,10 @@
 //! Streams over a bus: takes requests, has the engine do them, answers. docs/reference/streams.md describes it for those who ask.
 
 use std::{
+    collections::HashMap,
     future::Future,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -16,7 +17,11 @@ use atoll_contract::{
 };
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -44,8 +49,9 @@ pub trait Roots: Send + Sync + 'static {
 
 /// Answers in several messages that are being sent at once; each holds one page.
 const PAGES: usize = 64;
-/// Reads that wait for something to read.
+/// Reads that wait for something to read, of all owners and of one: nobody takes the places of all others.
 const WAITS: usize = 4096;
+const WAITS_OF_ONE: usize = 256;
 /// Answers whose receivers are crowded.
 const CROWDED: usize = 4096;
 /// Records of a page, if the request doesn't say.
@@ -63,6 +69,7 @@ struct Shared {
     tasks: TaskTracker,
     pages: Arc<Semaphore>,
     waits: Arc<Semaphore>,
+    waits_of: Mutex<HashMap<Arc<str>, usize>>,
     crowded: Arc<Semaphore>,
 }
 
@@ -121,7 +128,15 @@ impl StreamService {
         let engine = Engine::new(clock, limits, Box::new(move |id, events| publisher.clone().committed(id, events)));
         let permits = |count| Arc::new(Semaphore::new(count));
         let tasks = TaskTracker::new();
-        Self(Arc::new(Shared { engine, conn, tasks, pages: permits(PAGES), waits: permits(WAITS), crowded: permits(CROWDED) }))
+        Self(Arc::new(Shared {
+            engine,
+            conn,
+            tasks,
+            pages: permits(PAGES),
+            waits: permits(WAITS),
+            waits_of: Mutex::default(),
+            crowded: permits(CROWDED),
+        }))
     }
 
     /// Listens below a prefix, such as `project.*`. What is asked from now on isn't missed.
@@ -282,7 +297,7 @@ impl Desk {
             self.shared.submit(request, Ask::Read(query), asked.format.into());
             return Ok(());
         }
-        let Ok(permit) = self.shared.waits.clone().try_acquire_owned() else {
+        let Some(permit) = self.shared.wait_of(&request.id.owner) else {
             return Err(Error::new(ErrorCode::LimitExceeded, "Too many reads wait for something to read."));
         };
         let (shared, deadline) = (self.shared.clone(), Instant::now() + Duration::from_millis(wait.into()));
@@ -295,7 +310,38 @@ impl Desk {
     }
 }
 
+/// A read that waits.
+struct Waiting {
+    shared: Arc<Shared>,
+    owner: Arc<str>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut all = self.shared.waits_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.owner) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.owner);
+            }
+        }
+    }
+}
+
 impl Shared {
+    /// A place for a read of this owner's that waits, if there is one.
+    fn wait_of(self: &Arc<Self>, owner: &Arc<str>) -> Option<Waiting> {
+        let permit = self.waits.clone().try_acquire_owned().ok()?;
+        let mut all = self.waits_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(owner.clone()).or_default();
+        if *count >= WAITS_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Waiting { shared: self.clone(), owner: owner.clone(), _permit: permit })
+    }
+
     fn submit(self: &Arc<Self>, request: Request, ask: Ask, form: Form) {
         let (shared, reply) = (self.clone(), request.message.reply);
         let done = Box::new(move |result| shared.respond(reply.as_ref(), result, form));

@@ -309,3 +309,24 @@ async fn a_project_has_a_bounded_number_of_streams() {
     std::fs::remove_file(rig.file("kv.n1.db")).unwrap();
     append(&rig.log("more"), "x").await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_owner_s_readers_that_wait_are_bounded() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "x").await.unwrap();
+    let wait = |millis| {
+        let log = rig.log("l");
+        async move {
+            let request = atoll_contract::streams::ReadRequest { wait_millis: Some(millis), ..crate::streams::read_from(2) };
+            log.page("tail", request).await
+        }
+    };
+    let mut waiting = std::pin::pin!(futures_util::future::join_all((0..256).map(|_| wait(20_000))));
+    // all are asked in this order, and taken in in this order
+    assert!(futures_util::FutureExt::now_or_never(waiting.as_mut()).is_none());
+    assert_eq!(code(wait(1).await), ErrorCode::LimitExceeded);
+    append(&rig.log("l"), "for all").await.unwrap();
+    let pages = tokio::time::timeout(SOON, waiting).await.unwrap();
+    assert!(pages.into_iter().all(|page| page.unwrap().next == 3));
+    wait(1).await.unwrap();
+}
