@@ -38,7 +38,7 @@ const TOOLS: &[Tool] = &[
 /// What the tests need besides: the server that the bus is compared with, and the published clients' languages.
 const TEST_TOOLS: &[Tool] = &[
     Tool { there: Program(&[NATS_SERVER]), package: NATS_SERVER },
-    Tool { there: Works("node", &["--eval", "process.exit(parseInt(process.versions.node) < 18)"]), package: "nodejs" },
+    Tool { there: Works("node", &["--eval", "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)"]), package: "nodejs" },
     Tool { there: Program(&["npm"]), package: "npm" },
     Tool { there: Works("python3", &["-c", "import ensurepip, venv"]), package: "python3-venv" },
     Tool { there: Program(&["chromium"]), package: "chromium" },
