@@ -1,9 +1,12 @@
 //! Measures logs over the bus against plain SQLite with the same durability, in one run; `cargo xtask bench streams` runs it. The one argument is
 //! a directory on the disk that is meant.
+//!
+//! A client is a program of its own as a rule, so here it has a thread and a runtime of its own and comes over TCP. The anchor does all in its
+//! caller's thread.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails ends")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, streams::StreamKind, subject::Permissions};
 use atoll_net::{
@@ -57,16 +60,11 @@ async fn main() {
     tokio::spawn(router.serve_tcp(listener, Arc::new(Open), cancel.clone()));
     let serving = service.listen("bench", Arc::new(OneRoot(dir.path().join("streams").into()))).await.unwrap();
     let serving = tokio::spawn(serving.run(cancel.clone()));
-    let log = async |name: &str| {
-        let socket = TcpStream::connect(addr).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        let conn: Arc<dyn Conn> = Arc::new(client::connect(socket, client::Options::default()).await.unwrap());
-        RawStream::new(conn, "bench", StreamKind::Log, &name.parse().unwrap())
-    };
 
-    let mut report = serde_json::json!({ "bench": "streams", "record_bytes": RECORD.len(), "aim_ratio": 0.7 });
+    let mut report = serde_json::json!({ "record_bytes": RECORD.len(), "aim_ratio": 0.7 });
     // what one writer waits for besides the disk, at the least
-    report["round_trip"] = serde_json::json!({ "per_s": round_trips(log("none").await).await.round() });
+    report["round_trip"] =
+        serde_json::json!({ "per_s": as_client(async move || round_trips(log(addr, "none").await).await).await.round() });
     for (name, writers, ids, over_tcp) in [
         ("one_writer", 1, false, true),
         ("one_writer_in_process", 1, false, false),
@@ -76,24 +74,30 @@ async fn main() {
     ] {
         let (mut ours, mut anchors) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let mut logs = Vec::new();
-            for _ in 0..writers {
-                let stream = format!("{}-{round}", name.replace('_', "-"));
-                let in_process = || RawStream::new(router.connect("writer", None), "bench", StreamKind::Log, &stream.parse().unwrap());
-                logs.push(if over_tcp { log(&stream).await } else { in_process() });
-            }
-            ours.push(append_for(logs, ids).await);
+            let stream = format!("{}-{round}", name.replace('_', "-"));
+            ours.push(if over_tcp {
+                as_client(async move || {
+                    let logs = futures_util::future::join_all((0..writers).map(|_| log(addr, &stream))).await;
+                    append_for(logs, ids).await
+                })
+                .await
+            } else {
+                let log = RawStream::new(router.connect("writer", None), "bench", StreamKind::Log, &stream.parse().unwrap());
+                append_for(vec![log], ids).await
+            });
             let file = dir.path().join(format!("{name}-{round}.db"));
             anchors.push(tokio::task::spawn_blocking(move || anchor_append(&file, writers)).await.unwrap());
         }
         report[name] = figures(&mut ours, &mut anchors, "plain SQLite, one record a transaction, a connection a thread");
     }
-    fill(&log("replay").await).await;
+    as_client(async move || fill(&log(addr, "replay").await).await).await;
     let file = dir.path().join("replay.db");
     anchor_fill(&file);
     let (mut ours, mut anchors) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let (mine, anchor) = (replay(&log("replay").await).await, anchor_replay(&file));
+        let mine = as_client(async move || replay(&log(addr, "replay").await).await).await;
+        let file = file.clone();
+        let anchor = tokio::task::spawn_blocking(move || anchor_replay(&file)).await.unwrap();
         // the first of each warms the caches up
         if round > 0 {
             ours.push(mine);
@@ -104,6 +108,19 @@ async fn main() {
     println!("{report}");
     cancel.cancel();
     serving.await.unwrap();
+}
+
+/// Does something as a program of its own would.
+async fn as_client<T: Send + 'static>(work: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::spawn_blocking(move || runtime().block_on(work())).await.unwrap()
+}
+
+async fn log(addr: SocketAddr, name: &str) -> RawStream {
+    let socket = TcpStream::connect(addr).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    let conn: Arc<dyn Conn> = Arc::new(client::connect(socket, client::Options::default()).await.unwrap());
+    RawStream::new(conn, "bench", StreamKind::Log, &name.parse().unwrap())
 }
 
 /// Questions that nobody answers, one after the other: the bus says so itself, so each is a way there and back over the socket and nothing else.

@@ -13,13 +13,17 @@ use atoll_contract::{
     },
 };
 use bytes::{Bytes, BytesMut};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{fault::Fault, files::Files, packed::RecordRef};
+use super::{
+    fault::Fault,
+    files::Files,
+    packed::{RecordRef, packed_sequence},
+};
 
-/// Raised by one with every change of the schema, together with a step that brings older files up to it.
-const SCHEMA: i64 = 1;
+/// Raised by one with every change of the schema, together with a step in [`migrate`] that brings older files up to it.
+const SCHEMA: i64 = 2;
 /// A file up to this size is looked through as a whole after it wasn't closed in an orderly way; that takes some tens of milliseconds.
 const CHECKED_BYTES: u64 = 8 << 20;
 /// Rows looked at for one answer about keys.
@@ -220,12 +224,12 @@ impl Db {
         };
         let (mut records, mut count, mut next) = (BytesMut::new(), 0, last + 1);
         while let Some(row) = rows.next()? {
-            let record = record(row)?;
-            if count > 0 && (count >= query.max_count || records.len() + record.packed_len() > query.max_bytes as usize) {
-                next = record.sequence;
+            let (sequence, record) = packed(row)?;
+            if count > 0 && (count >= query.max_count || records.len() + record.len() > query.max_bytes as usize) {
+                next = sequence;
                 break;
             }
-            record.pack(&mut records);
+            records.extend_from_slice(record);
             count += 1;
         }
         Ok(Ok(PackedPage { stream: self.stream.clone(), first, last, next: next.max(from), records: records.freeze() }))
@@ -242,7 +246,7 @@ impl Db {
         let mut rows = statement.query(params![key, most])?;
         let mut records = BytesMut::new();
         if let Some(row) = rows.next()? {
-            record(row)?.pack(&mut records);
+            records.extend_from_slice(packed(row)?.1);
         }
         let last = self.state.last;
         Ok(PackedPage { stream: self.stream.clone(), first: 0, last, next: last + 1, records: records.freeze() })
@@ -279,27 +283,31 @@ impl Db {
     }
 }
 
-const SELECT: &str = "SELECT sequence, time, key, deleted, headers, data FROM record";
+const SELECT: &str = "SELECT packed FROM record";
 
-fn record<'a>(row: &'a Row<'_>) -> Result<RecordRef<'a>, Fault> {
-    let wrong = |error: rusqlite::types::FromSqlError| Fault::Damaged(error.to_string());
-    let record = RecordRef {
-        sequence: row.get_ref(0)?.as_i64().map_err(wrong)? as u64,
-        millis: row.get_ref(1)?.as_i64().map_err(wrong)?,
-        key: row.get_ref(2)?.as_str_or_null().map_err(wrong)?.unwrap_or_default(),
-        deleted: row.get_ref(3)?.as_i64().map_err(wrong)? != 0,
-        headers: row.get_ref(4)?.as_blob_or_null().map_err(wrong)?.unwrap_or_default(),
-        data: row.get_ref(5)?.as_blob().map_err(wrong)?,
-    };
-    // what was stored fits into a page; anything else was changed behind this program's back
-    if record.packed_len() > MAX_PAGE_BYTES as usize
-        || record.key.len() > usize::from(u16::MAX)
-        || record.headers.len() > usize::from(u16::MAX)
-    {
-        return Err(Fault::Damaged(format!("record {} is larger than any that was stored", record.sequence)));
+/// A record's sequence and the bytes that it has in a page.
+fn packed<'a>(row: &'a Row<'_>) -> Result<(u64, &'a [u8]), Fault> {
+    let record = row.get_ref(0)?.as_blob().map_err(|error| Fault::Damaged(error.to_string()))?;
+    // what was stored is in its form and fits into a page; anything else was changed behind this program's back
+    match packed_sequence(record).filter(|_| record.len() <= MAX_PAGE_BYTES as usize) {
+        Some(sequence) => Ok((sequence, record)),
+        None => Err(Fault::Damaged("a record isn't in the form that was stored".into())),
     }
-    Ok(record)
 }
+
+const RECORD_TABLE: &str = "
+    CREATE TABLE record (
+      sequence INTEGER PRIMARY KEY,
+      time INTEGER NOT NULL,
+      size INTEGER NOT NULL,          -- bytes of key, headers and data
+      total INTEGER,                  -- of a log: the sum of all sizes up to here
+      key TEXT,                       -- of a kv
+      deleted INTEGER NOT NULL,
+      packed BLOB NOT NULL            -- the record as a page has it: a replay copies it and looks at nothing else
+    );";
+const KEY_INDEX: &str = "CREATE INDEX record_of_key ON record (key, sequence);";
+pub(super) const INSERT: &str =
+    "INSERT INTO record (sequence, time, size, total, key, deleted, packed) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /// Makes a whole database under another name, so that one that is there is never half made.
 fn make(files: &Files, kind: StreamKind, stream: &str, now: Timestamp) -> Result<(), Fault> {
@@ -321,24 +329,15 @@ fn make(files: &Files, kind: StreamKind, stream: &str, now: Timestamp) -> Result
            keys INTEGER NOT NULL,
            floor INTEGER NOT NULL
          );
-         CREATE TABLE record (
-           sequence INTEGER PRIMARY KEY,
-           time INTEGER NOT NULL,
-           size INTEGER NOT NULL,          -- bytes of key, headers and data
-           total INTEGER,                  -- of a log: the sum of all sizes up to here
-           key TEXT,
-           deleted INTEGER NOT NULL,
-           headers BLOB,
-           data BLOB NOT NULL
-         );
          CREATE TABLE seen (               -- ids of messages
            id TEXT PRIMARY KEY,
            sequence INTEGER NOT NULL,
            time INTEGER NOT NULL
          ) WITHOUT ROWID;",
     )?;
+    connection.execute_batch(RECORD_TABLE)?;
     if kind == StreamKind::Kv {
-        connection.execute("CREATE INDEX record_of_key ON record (key, sequence)", [])?;
+        connection.execute_batch(KEY_INDEX)?;
     }
     connection
         .execute("INSERT INTO meta VALUES (1, ?1, ?2, ?3, '{}', 0, 0, 0, 0, 0, 0, 0)", params![kind.as_str(), stream, now.millis()])?;
@@ -367,7 +366,7 @@ fn load(connection: Connection, files: Files, kind: StreamKind, name: StreamName
         return Err(Fault::Newer);
     }
     if version < SCHEMA {
-        return Err(Fault::Damaged("it is empty".into())); // a file gets its name only when it is whole
+        migrate(&connection, version, kind)?;
     }
     let meta = "SELECT kind, stream, created, config, last, last_time, total, records, bytes, keys, floor FROM meta";
     let (kept, stream, created, config, mut state) = connection.query_row(meta, [], |row| {
@@ -397,6 +396,49 @@ fn load(connection: Connection, files: Files, kind: StreamKind, name: StreamName
     }
     let created = Timestamp::from_millis(created);
     Ok(Db { connection, files, kind, name, stream: stream.into(), created, config, state, wanted: None, ahead: None })
+}
+
+/// Brings a file that an older program wrote up to today's schema, or leaves it as it is.
+fn migrate(connection: &Connection, version: i64, kind: StreamKind) -> Result<(), Fault> {
+    if version != 1 {
+        return Err(Fault::Damaged("it is empty".into())); // a file gets its name only when it is whole
+    }
+    // 1 had headers and data in columns of their own
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    transaction.execute_batch(&format!("ALTER TABLE record RENAME TO old; {RECORD_TABLE}"))?;
+    {
+        let mut old = transaction.prepare("SELECT sequence, time, size, total, key, deleted, headers, data FROM old ORDER BY sequence")?;
+        let mut insert = transaction.prepare(INSERT)?;
+        let mut rows = old.query([])?;
+        while let Some(row) = rows.next()? {
+            let wrong = |error: rusqlite::types::FromSqlError| Fault::Damaged(error.to_string());
+            let (sequence, millis): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let key = row.get_ref(4)?.as_str_or_null().map_err(wrong)?;
+            let record = RecordRef {
+                sequence: sequence as u64,
+                millis,
+                key: key.unwrap_or_default(),
+                deleted: row.get(5)?,
+                headers: row.get_ref(6)?.as_blob_or_null().map_err(wrong)?.unwrap_or_default(),
+                data: row.get_ref(7)?.as_blob().map_err(wrong)?,
+            };
+            insert.execute(params![
+                sequence,
+                millis,
+                row.get::<_, i64>(2)?,
+                row.get::<_, Option<i64>>(3)?,
+                key,
+                record.deleted,
+                record.packed()
+            ])?;
+        }
+    }
+    transaction.execute_batch("DROP TABLE old")?;
+    if kind == StreamKind::Kv {
+        transaction.execute_batch(KEY_INDEX)?;
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    Ok(transaction.commit()?)
 }
 
 /// Finds the oldest record of a log.

@@ -35,27 +35,30 @@ pub(super) struct RecordRef<'a> {
 }
 
 impl RecordRef<'_> {
-    pub(super) fn packed_len(&self) -> usize {
-        RECORD_OVERHEAD + self.key.len() + self.headers.len() + self.data.len()
-    }
-
-    pub(super) fn pack(&self, out: &mut BytesMut) {
-        out.reserve(self.packed_len());
-        // put together first: this is done for every record of a replay
-        let mut head = [0u8; RECORD_OVERHEAD];
-        let mut rest = &mut head[..];
-        rest.put_u32((self.packed_len() - 4) as u32);
-        rest.put_u64(self.sequence);
-        rest.put_i64(self.millis);
-        rest.put_u8(if self.deleted { DELETED } else { 0 });
-        // both are bounded far below 64 KiB before they are stored
-        rest.put_u16(self.key.len() as u16);
-        rest.put_u16(self.headers.len() as u16);
-        out.put_slice(&head);
+    /// The bytes that a page has of it. Key and headers are bounded far below 64 KiB before this.
+    pub(super) fn packed(&self) -> Vec<u8> {
+        let len = RECORD_OVERHEAD + self.key.len() + self.headers.len() + self.data.len();
+        let mut out = Vec::with_capacity(len);
+        out.put_u32((len - 4) as u32);
+        out.put_u64(self.sequence);
+        out.put_i64(self.millis);
+        out.put_u8(if self.deleted { DELETED } else { 0 });
+        out.put_u16(self.key.len() as u16);
+        out.put_u16(self.headers.len() as u16);
         out.put_slice(self.key.as_bytes());
         out.put_slice(self.headers);
         out.put_slice(self.data);
+        out
     }
+}
+
+/// The sequence of one packed record, if its lengths are right.
+pub(super) fn packed_sequence(record: &[u8]) -> Option<u64> {
+    let mut head = record.get(..RECORD_OVERHEAD)?;
+    let (len, sequence) = (head.get_u32() as usize, head.get_u64());
+    head.advance(8 + 1);
+    let (key, headers) = (usize::from(head.get_u16()), usize::from(head.get_u16()));
+    (len + 4 == record.len() && RECORD_OVERHEAD + key + headers <= record.len()).then_some(sequence)
 }
 
 /// The records of a packed page, in order. Ends after the first error.
@@ -139,16 +142,17 @@ mod tests {
     fn what_is_packed_comes_back() {
         let headers =
             kept_headers(&[("A".into(), "x: y".into()), ("nats-msg-id".into(), "1".into()), ("b".into(), String::new())]).unwrap();
-        let mut out = BytesMut::new();
-        let first = RecordRef { sequence: 7, millis: -1, key: "a.b", deleted: true, headers: &headers, data: b"\0\xff" };
-        first.pack(&mut out);
-        assert_eq!(out.len(), first.packed_len());
+        let mut out = RecordRef { sequence: 7, millis: -1, key: "a.b", deleted: true, headers: &headers, data: b"\0\xff" }.packed();
         // the form is fixed: other programs read it
         let golden = [0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0, 7, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0, 3, 0, 14];
         assert_eq!(out[..golden.len()], golden);
         assert_eq!(&out[golden.len()..], b"a.bA: x: y\r\nb: \r\n\0\xff");
-        RecordRef { sequence: 8, millis: 5, key: "", deleted: false, headers: b"", data: b"" }.pack(&mut out);
-        let all: Vec<_> = Records::new(out.freeze()).map(Result::unwrap).collect();
+        assert_eq!(packed_sequence(&out), Some(7));
+        for wrong in [&out[..out.len() - 1], &out[..20], &[&out[..], b"x"].concat()] {
+            assert_eq!(packed_sequence(wrong), None);
+        }
+        out.extend(RecordRef { sequence: 8, millis: 5, key: "", deleted: false, headers: b"", data: b"" }.packed());
+        let all: Vec<_> = Records::new(out.into()).map(Result::unwrap).collect();
         assert_eq!(all[0].headers, [("A".to_owned(), "x: y".to_owned()), ("b".to_owned(), String::new())]);
         assert_eq!(
             (all[0].sequence, all[0].time.millis(), &*all[0].key, all[0].deleted, &all[0].data[..]),

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    db::{Db, State, refresh},
+    db::{Db, INSERT, State, refresh},
     fault::Fault,
+    packed::RecordRef,
 };
 
 /// How long the deletion of a key is kept if the configuration doesn't say.
@@ -184,12 +185,11 @@ impl Turn<'_> {
             }
             self.state.total += size;
         }
-        let mut insert = self.transaction.prepare_cached(
-            "INSERT INTO record (sequence, time, size, total, key, deleted, headers, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?;
+        let mut insert = self.transaction.prepare_cached(INSERT)?;
         let total = write.key.is_none().then_some(self.state.total as i64);
-        let headers = Some(&write.headers[..]).filter(|headers| !headers.is_empty());
-        insert.execute(params![sequence as i64, self.time, size as i64, total, write.key, write.delete, headers, &write.data[..]])?;
+        let key = write.key.as_deref().unwrap_or_default();
+        let record = RecordRef { sequence, millis: self.time, key, deleted: write.delete, headers: &write.headers, data: &write.data };
+        insert.execute(params![sequence as i64, self.time, size as i64, total, write.key, write.delete, record.packed()])?;
         if let Some(id) = &write.message_id {
             let mut note = self.transaction.prepare_cached("INSERT OR REPLACE INTO seen (id, sequence, time) VALUES (?1, ?2, ?3)")?;
             note.execute(params![id, sequence as i64, self.time])?;

@@ -172,3 +172,93 @@ async fn too_much_that_waits_is_refused_and_told() {
     assert!(done.into_iter().filter_map(Result::err).all(|error| error.code == ErrorCode::LimitExceeded && error.retry));
     assert_eq!(all(&log).await.len(), written);
 }
+
+/// Makes a stream's file anew as programs before schema 2 wrote it: headers and data in columns of their own.
+fn as_of_schema_1(path: &Path, rows: &[String]) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE record;
+             CREATE TABLE record (sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, size INTEGER NOT NULL, total INTEGER, key TEXT,
+               deleted INTEGER NOT NULL, headers BLOB, data BLOB NOT NULL);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    for row in rows {
+        connection.execute(&format!("INSERT INTO record VALUES ({row})"), []).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_an_older_schema_is_brought_up_to_date() {
+    let rig = Rig::new().await;
+    for n in 1..=3 {
+        append(&rig.log("l"), &format!("{n}")).await.unwrap();
+    }
+    put(&rig.kv("k"), "a", "1").await.unwrap();
+    rig.kv("k").write("delete.a", Bytes::new(), WriteOptions::default()).await.unwrap();
+    put(&rig.kv("k"), "b.c", "2").await.unwrap();
+    rig.close().await;
+    let headers = "CAST('A: b' || char(13, 10) AS BLOB)";
+    as_of_schema_1(
+        &rig.file("log.l.db"),
+        &["1, 7, 3, 3, NULL, 0, NULL, x'616263'", "2, 7, 8, 11, NULL, 0, HEADERS, x'0078'", "3, 9, 0, 11, NULL, 0, NULL, x''"]
+            .map(|row| row.replace("HEADERS", headers)),
+    );
+    as_of_schema_1(
+        &rig.file("kv.k.db"),
+        // of the rig's own time, or the deletion would be forgotten
+        &["1, NOW, 2, NULL, 'a', 0, NULL, x'31'", "2, NOW, 1, NULL, 'a', 1, NULL, x''", "3, NOW, 4, NULL, 'b.c', 0, NULL, x'32'"]
+            .map(|row| row.replace("NOW", "1795000000000")),
+    );
+    let page = rig.log("l").page("read", crate::streams::read_from(1)).await.unwrap();
+    let records: Vec<_> = page.records.map(Result::unwrap).collect();
+    assert_eq!(records.iter().map(|record| (record.sequence, record.time.millis())).collect::<Vec<_>>(), [(1, 7), (2, 7), (3, 9)]);
+    assert_eq!(records.iter().map(|record| &record.data[..]).collect::<Vec<_>>(), [&b"abc"[..], b"\0x", b""]);
+    assert_eq!(records[1].headers, [("A".to_owned(), "b".to_owned())]);
+    assert_eq!(rig.log("l").info().await.unwrap().bytes, 11);
+    assert_eq!(append(&rig.log("l"), "d").await.unwrap().sequence, 4);
+
+    let all = all(&rig.kv("k")).await;
+    assert_eq!(all, [(1, "1".into()), (2, String::new()), (3, "2".into())]);
+    let value = rig.request("kv.k.get.b.c", Headers::default(), "").await;
+    assert_eq!((&value.payload[..], value.headers.get("Nats-Sequence")), (&b"2"[..], Some("3")));
+    assert_eq!(rig.error("kv.k.get.a", "").await.1.code, ErrorCode::NotFound);
+    // and its look-up by key goes by the index again
+    rig.close().await;
+    for file in ["kv.k.db", "log.l.db"] {
+        let connection = rusqlite::Connection::open(rig.file(file)).unwrap();
+        let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(count("PRAGMA user_version"), 2, "{file}");
+        assert_eq!(count("SELECT count(*) FROM sqlite_schema WHERE name = 'old'"), 0, "{file}");
+        let indices = count("SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'record'");
+        assert_eq!(indices, i64::from(file.starts_with("kv")), "{file}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_an_older_schema_that_is_damaged_is_put_aside_as_it_was() {
+    let rig = Rig::new().await;
+    append(&rig.log("l"), "a").await.unwrap();
+    rig.close().await;
+    as_of_schema_1(&rig.file("log.l.db"), &["1, 7, 1, 1, NULL, 0, NULL, 'text, which no record is'".to_owned()]);
+    let error = rig.log("l").info().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::StorageFailed);
+    let aside = error.details.unwrap()["quarantined"].as_str().unwrap().to_owned();
+    let connection = rusqlite::Connection::open(rig.file(&aside)).unwrap();
+    assert_eq!(connection.query_row("SELECT data FROM record", [], |row| row.get::<_, String>(0)).unwrap(), "text, which no record is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_changed_behind_the_program_is_damage() {
+    for wrong in ["x''", "substr(packed, 2)", "packed || x'00'", "'text'", "zeroblob(1048576)"] {
+        let rig = Rig::new().await;
+        append(&rig.log("l"), "a").await.unwrap();
+        rig.close().await;
+        let connection = rusqlite::Connection::open(rig.file("log.l.db")).unwrap();
+        connection.execute(&format!("UPDATE record SET packed = {wrong}"), []).unwrap();
+        drop(connection);
+        let read = rig.log("l").page("read", crate::streams::read_from(1)).await;
+        assert_eq!(read.unwrap_err().code, ErrorCode::StorageFailed, "{wrong}");
+    }
+}
