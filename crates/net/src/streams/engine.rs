@@ -24,7 +24,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     db::{Db, PackedPage, ReadQuery},
     fault::Fault,
-    files, turn,
+    files,
+    places::{Place, Places},
+    turn,
     write::{Outcome, Write},
 };
 use crate::clock::SharedClock;
@@ -38,8 +40,9 @@ pub struct StreamLimits {
     pub threads: usize,
     /// Requests that wait for one stream.
     pub waiting: usize,
-    /// Bytes of data that wait for all streams together.
+    /// Bytes of data that wait for the streams of all owners together, and for those of one; what a turn writes waits until that is done.
     pub waiting_bytes: usize,
+    pub waiting_bytes_of_one: usize,
     /// Writes and reads of one turn.
     pub batch: usize,
     /// Bytes of the writes of one turn; one write is always taken.
@@ -59,6 +62,7 @@ impl Default for StreamLimits {
             threads: 8,
             waiting: 4096,
             waiting_bytes: 64 << 20,
+            waiting_bytes_of_one: 16 << 20,
             batch: 1024,
             batch_bytes: 4 << 20,
             ahead: 16,
@@ -124,12 +128,14 @@ pub type Done = Box<dyn FnOnce(Result<Answer, Error>) + Send>;
 pub(super) struct Job {
     pub(super) ask: Ask,
     pub(super) done: Done,
+    /// Its bytes of those that may wait.
+    pub(super) room: Place,
 }
 
-impl Job {
+impl Ask {
     fn bytes(&self) -> usize {
-        match &self.ask {
-            Ask::Write(write) => write.data.len() + write.headers.len(),
+        match self {
+            Self::Write(write) => write.data.len() + write.headers.len(),
             _ => 0,
         }
     }
@@ -152,12 +158,13 @@ pub(super) struct Engine {
     pub(super) clock: SharedClock,
     pub(super) sink: Sink,
     table: Mutex<Table>,
-    /// Changes when a stream has been closed.
+    /// Changes when a stream has been closed or streams have been listed.
     closed: watch::Sender<u64>,
     /// Bounds the threads that list folders.
     listing: Semaphore,
     /// Pages that are kept because they will be asked for next, of a MiB each at the most.
     pub(super) ahead: Arc<Semaphore>,
+    waiting_bytes: Arc<Places>,
 }
 
 #[derive(Default)]
@@ -165,9 +172,10 @@ struct Table {
     streams: HashMap<StreamId, Entry>,
     ready: VecDeque<StreamId>,
     threads: usize,
-    waiting_bytes: usize,
     /// Owners whose streams may not be opened now, and how many ask for that.
     barred: HashMap<Arc<str>, usize>,
+    /// Owners whose streams are being listed, and how often: that may finish a quarantine.
+    listed: HashMap<Arc<str>, usize>,
     ending: bool,
 }
 
@@ -205,12 +213,16 @@ impl Engine {
         let (table, closed) = (Mutex::default(), watch::Sender::new(0));
         let listing = Semaphore::new(limits.threads.max(1));
         let ahead = Arc::new(Semaphore::new(limits.ahead));
-        Arc::new(Self { limits, clock, sink, table, closed, listing, ahead })
+        let waiting_bytes = Places::new(limits.waiting_bytes, limits.waiting_bytes_of_one);
+        Arc::new(Self { limits, clock, sink, table, closed, listing, ahead, waiting_bytes })
     }
 
     /// Has something done. What is refused at once is told before this returns.
-    pub(super) fn submit(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, job: Job) {
-        if let Err(refused) = self.enqueue(id, dir, job) {
+    pub(super) fn submit(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, ask: Ask, done: Done) {
+        let Some(room) = self.waiting_bytes.take(&id.owner, ask.bytes()) else {
+            return done(Err(busy("the project's or the host's streams")));
+        };
+        if let Err(refused) = self.enqueue(id, dir, Job { ask, done, room }) {
             let (error, job) = *refused;
             (job.done)(Err(error));
         }
@@ -220,7 +232,7 @@ impl Engine {
     pub(super) async fn ask(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, ask: Ask) -> Result<Answer, Error> {
         let (sender, answer) = oneshot::channel();
         let done = Box::new(move |result| drop(sender.send(result))); // who asked may have gone
-        self.submit(id, dir, Job { ask, done });
+        self.submit(id, dir, ask, done);
         answer.await.unwrap_or_else(|_| Err(Error::internal("A thread that serves streams has ended.")))
     }
 
@@ -230,21 +242,31 @@ impl Engine {
     }
 
     /// The streams of one kind in a folder.
-    pub(super) async fn list(&self, dir: Arc<Path>, kind: StreamKind) -> Result<StreamList, Error> {
+    pub(super) async fn list(self: &Arc<Self>, owner: &Arc<str>, dir: Arc<Path>, kind: StreamKind) -> Result<StreamList, Error> {
         let Ok(_permit) = self.listing.acquire().await else { return Err(ending()) };
-        let listed =
-            tokio::task::spawn_blocking(move || files::list(&dir, kind).map_err(|fault: Fault| fault.to_error("folder of streams", &dir)));
+        let listing = self.begin_listing(owner).ok_or_else(ending)?;
+        let listed = tokio::task::spawn_blocking(move || {
+            let listed = files::list(&dir, kind).map_err(|fault: Fault| fault.to_error("folder of streams", &dir));
+            drop(listing);
+            listed
+        });
         listed.await.unwrap_or_else(|_| Err(Error::internal("A thread that serves streams has ended.")))
+    }
+
+    /// None if the owner's streams are to be or stay closed.
+    pub(super) fn begin_listing(self: &Arc<Self>, owner: &Arc<str>) -> Option<Listing> {
+        let mut table = self.lock();
+        if table.ending || table.barred.contains_key(owner) {
+            return None;
+        }
+        count(&mut table.listed, owner);
+        Some(Listing { engine: self.clone(), owner: owner.clone() })
     }
 
     fn enqueue(self: &Arc<Self>, id: StreamId, dir: Arc<Path>, job: Job) -> Result<(), Box<(Error, Job)>> {
         let mut table = self.lock();
         if table.ending || table.barred.contains_key(&id.owner) {
             return Err(Box::new((ending(), job)));
-        }
-        let bytes = job.bytes();
-        if table.waiting_bytes + bytes > self.limits.waiting_bytes {
-            return Err(Box::new((busy("the host's streams"), job)));
         }
         if !table.streams.contains_key(&id) {
             if table.streams.len() >= self.limits.open && !table.evict() && table.streams.len() >= self.limits.open * 2 {
@@ -258,7 +280,6 @@ impl Engine {
         }
         entry.jobs.push_back(job);
         (entry.used, entry.close) = (Instant::now(), false);
-        table.waiting_bytes += bytes;
         table.make_ready(&id);
         self.call_threads(&mut table);
         Ok(())
@@ -300,13 +321,12 @@ impl Engine {
             let (mut jobs, mut bytes) = (Vec::new(), 0);
             while jobs.len() < self.limits.batch
                 && let Some(job) = entry.jobs.front()
-                && (jobs.is_empty() || bytes + job.bytes() <= self.limits.batch_bytes)
+                && (jobs.is_empty() || bytes + job.ask.bytes() <= self.limits.batch_bytes)
             {
-                bytes += job.bytes();
+                bytes += job.ask.bytes();
                 jobs.extend(entry.jobs.pop_front());
             }
             let turn = Turn { dir: entry.dir.clone(), db: entry.db.take(), close: entry.close, jobs, id };
-            table.waiting_bytes -= bytes;
             return Some(turn);
         }
     }
@@ -335,12 +355,13 @@ impl Engine {
         let mut closed = self.closed.subscribe();
         {
             let mut table = self.lock();
-            *table.barred.entry(owner.clone()).or_default() += 1;
+            count(&mut table.barred, &owner);
             table.close_where(|id| id.owner == owner);
             self.call_all(&mut table);
         }
         let barred = Barred { engine: self.clone(), owner };
-        while self.lock().streams.keys().any(|id| id.owner == barred.owner) && closed.changed().await.is_ok() {}
+        let in_use = |table: &Table| table.listed.contains_key(&barred.owner) || table.streams.keys().any(|id| id.owner == barred.owner);
+        while in_use(&self.lock()) && closed.changed().await.is_ok() {}
         barred
     }
 
@@ -377,7 +398,8 @@ impl Engine {
             table.close_where(|_| true);
             self.call_all(&mut table);
         }
-        while !self.lock().streams.is_empty() && closed.changed().await.is_ok() {}
+        let in_use = |table: &Table| !table.streams.is_empty() || !table.listed.is_empty();
+        while in_use(&self.lock()) && closed.changed().await.is_ok() {}
     }
 
     fn call_all(self: &Arc<Self>, table: &mut Table) {
@@ -421,12 +443,32 @@ impl Drop for Leave {
 
 impl Drop for Barred {
     fn drop(&mut self) {
-        let mut table = self.engine.lock();
-        if let Some(count) = table.barred.get_mut(&self.owner) {
-            *count -= 1;
-            if *count == 0 {
-                table.barred.remove(&self.owner);
-            }
+        uncount(&mut self.engine.lock().barred, &self.owner);
+    }
+}
+
+/// An owner's streams are being listed.
+pub(super) struct Listing {
+    engine: Arc<Engine>,
+    owner: Arc<str>,
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        uncount(&mut self.engine.lock().listed, &self.owner);
+        self.engine.closed.send_modify(|count| *count += 1);
+    }
+}
+
+fn count(counts: &mut HashMap<Arc<str>, usize>, owner: &Arc<str>) {
+    *counts.entry(owner.clone()).or_default() += 1;
+}
+
+fn uncount(counts: &mut HashMap<Arc<str>, usize>, owner: &Arc<str>) {
+    if let Some(count) = counts.get_mut(owner) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(owner);
         }
     }
 }

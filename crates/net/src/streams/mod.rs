@@ -12,6 +12,7 @@ mod fault;
 mod feed;
 mod files;
 mod packed;
+mod places;
 mod publisher;
 mod service;
 mod turn;

@@ -1,10 +1,9 @@
 //! Streams over a bus: takes requests, has the engine do them, answers. docs/reference/streams.md describes it for those who ask.
 
 use std::{
-    collections::HashMap,
     future::Future,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -17,18 +16,15 @@ use atoll_contract::{
 };
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{self, Form},
     db::ReadQuery,
-    engine::{Answer, Ask, Barred, Engine, Job, StreamId, StreamLimits},
+    engine::{Answer, Ask, Barred, Engine, StreamId, StreamLimits},
     packed::kept_headers,
+    places::Places,
     publisher::Publisher,
     write::Write,
 };
@@ -47,9 +43,10 @@ pub trait Roots: Send + Sync + 'static {
     fn root(&self, owner: &str) -> Result<Arc<Path>, Error>;
 }
 
-/// Answers in several messages that are being sent at once; each holds one page.
+/// Answers in several messages that are being sent at once, of all owners and of one; each holds one page.
 const PAGES: usize = 64;
-/// Reads that wait for something to read, of all owners and of one: nobody takes the places of all others.
+const PAGES_OF_ONE: usize = 16;
+/// Reads that wait for something to read, of all owners and of one.
 const WAITS: usize = 4096;
 const WAITS_OF_ONE: usize = 256;
 /// Answers whose receivers are crowded.
@@ -67,9 +64,8 @@ struct Shared {
     engine: Arc<Engine>,
     conn: Arc<dyn Conn>,
     tasks: TaskTracker,
-    pages: Arc<Semaphore>,
-    waits: Arc<Semaphore>,
-    waits_of: Mutex<HashMap<Arc<str>, usize>>,
+    pages: Arc<Places>,
+    waits: Arc<Places>,
     crowded: Arc<Semaphore>,
 }
 
@@ -126,16 +122,14 @@ impl StreamService {
     pub fn new(conn: Arc<dyn Conn>, clock: SharedClock, limits: StreamLimits) -> Self {
         let publisher = Publisher::new(conn.clone());
         let engine = Engine::new(clock, limits, Box::new(move |id, events| publisher.clone().committed(id, events)));
-        let permits = |count| Arc::new(Semaphore::new(count));
         let tasks = TaskTracker::new();
         Self(Arc::new(Shared {
             engine,
             conn,
             tasks,
-            pages: permits(PAGES),
-            waits: permits(WAITS),
-            waits_of: Mutex::default(),
-            crowded: permits(CROWDED),
+            pages: Places::new(PAGES, PAGES_OF_ONE),
+            waits: Places::new(WAITS, WAITS_OF_ONE),
+            crowded: Arc::new(Semaphore::new(CROWDED)),
         }))
     }
 
@@ -236,7 +230,7 @@ impl Desk {
         let kind = if tokens.next() == Some("log") { StreamKind::Log } else { StreamKind::Kv };
         let dir = self.roots.root(owner)?;
         if self.verb == Verb::List {
-            self.list(kind, dir, message);
+            self.list(owner.into(), kind, dir, message);
             return Ok(());
         }
         let name: StreamName = tokens.next().unwrap_or_default().parse()?;
@@ -253,10 +247,10 @@ impl Desk {
         }
     }
 
-    fn list(&self, kind: StreamKind, dir: Arc<Path>, message: Message) {
+    fn list(&self, owner: Arc<str>, kind: StreamKind, dir: Arc<Path>, message: Message) {
         let shared = self.shared.clone();
         self.shared.tasks.spawn(async move {
-            let listed = shared.engine.list(dir, kind).await;
+            let listed = shared.engine.list(&owner, dir, kind).await;
             shared.answer(message.reply.as_ref(), answer::json_or_error(&listed));
         });
     }
@@ -297,55 +291,24 @@ impl Desk {
             self.shared.submit(request, Ask::Read(query), asked.format.into());
             return Ok(());
         }
-        let Some(permit) = self.shared.wait_of(&request.id.owner) else {
+        let Some(place) = self.shared.waits.take(&request.id.owner, 1) else {
             return Err(Error::new(ErrorCode::LimitExceeded, "Too many reads wait for something to read."));
         };
         let (shared, deadline) = (self.shared.clone(), Instant::now() + Duration::from_millis(wait.into()));
         self.shared.tasks.spawn(async move {
             let read = shared.read_when_there(&request, query, deadline).await;
-            shared.respond(request.message.reply.as_ref(), read.map(Answer::Page), asked.format.into());
-            drop(permit);
+            shared.respond(&request.id.owner, request.message.reply.as_ref(), read.map(Answer::Page), asked.format.into());
+            drop(place);
         });
         Ok(())
     }
 }
 
-/// A read that waits.
-struct Waiting {
-    shared: Arc<Shared>,
-    owner: Arc<str>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut all = self.shared.waits_of.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.owner) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.owner);
-            }
-        }
-    }
-}
-
 impl Shared {
-    /// A place for a read of this owner's that waits, if there is one.
-    fn wait_of(self: &Arc<Self>, owner: &Arc<str>) -> Option<Waiting> {
-        let permit = self.waits.clone().try_acquire_owned().ok()?;
-        let mut all = self.waits_of.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(owner.clone()).or_default();
-        if *count >= WAITS_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Waiting { shared: self.clone(), owner: owner.clone(), _permit: permit })
-    }
-
     fn submit(self: &Arc<Self>, request: Request, ask: Ask, form: Form) {
-        let (shared, reply) = (self.clone(), request.message.reply);
-        let done = Box::new(move |result| shared.respond(reply.as_ref(), result, form));
-        self.engine.submit(request.id, request.dir, Job { ask, done });
+        let (shared, owner, reply) = (self.clone(), request.id.owner.clone(), request.message.reply);
+        let done = Box::new(move |result| shared.respond(&owner, reply.as_ref(), result, form));
+        self.engine.submit(request.id, request.dir, ask, done);
     }
 
     /// Reads; if there is nothing yet, again when something was written, or at the deadline.
@@ -368,11 +331,11 @@ impl Shared {
         }
     }
 
-    fn respond(self: &Arc<Self>, reply: Option<&Arc<str>>, result: Result<Answer, Error>, form: Form) {
+    fn respond(self: &Arc<Self>, owner: &Arc<str>, reply: Option<&Arc<str>>, result: Result<Answer, Error>, form: Form) {
         let Some(reply) = reply else { return };
         match (result, form) {
-            (Ok(Answer::Page(page)), Form::Messages) => match self.pages.clone().try_acquire_owned() {
-                Ok(permit) => {
+            (Ok(Answer::Page(page)), Form::Messages) => match self.pages.take(owner, 1) {
+                Some(place) => {
                     let (shared, reply) = (self.clone(), reply.clone());
                     // each message waits for the bus as any publisher does, so a page is sent no faster than it can be delivered
                     self.tasks.spawn(async move {
@@ -381,10 +344,10 @@ impl Shared {
                                 break; // who asked sees that the end is missing
                             }
                         }
-                        drop(permit);
+                        drop(place);
                     });
                 }
-                Err(_) => {
+                None => {
                     let error = Error::new(ErrorCode::LimitExceeded, "Too many pages are being sent just now.");
                     self.answer(Some(reply), answer::error(&error));
                 }
