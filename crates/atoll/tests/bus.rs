@@ -19,6 +19,11 @@ use serde_json::Value;
 struct Running(Child);
 
 impl Running {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Waits for its end.
     fn output(mut self) -> Output {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -44,9 +49,13 @@ struct Bus {
 
 impl Bus {
     fn start() -> Self {
+        Self::start_at("127.0.0.1:0")
+    }
+
+    fn start_at(listen: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut command = atoll(home.path());
-        command.args(["dev", "bus", "--json", "--listen", "127.0.0.1:0", "--websocket", "127.0.0.1:0"]);
+        command.args(["dev", "bus", "--json", "--listen", listen, "--websocket", "127.0.0.1:0"]);
         let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
         let mut line = String::new();
         BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -159,8 +168,7 @@ fn raw_payloads_go_as_they_are_and_an_interrupt_ends_it() {
     let mut seen = [0; 4];
     subscriber.0.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
     assert_eq!(seen, [0, 0xff, b'x', b'\n']);
-    let pid = rustix::process::Pid::from_raw(subscriber.0.id().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    subscriber.signal(rustix::process::Signal::INT);
     let output = subscriber.output();
     assert!(output.status.success());
     assert!(text(&output.stderr).ends_with("1 messages, 3B of payload.\n"), "{}", text(&output.stderr));
@@ -213,6 +221,24 @@ fn top_shows_who_uses_the_bus() {
     }
     let output = bus.command(&["top", "--interval", "1ms"]).assert().code(2).get_output().clone();
     assert!(text(&output.stderr).contains("200ms"));
+}
+
+#[test]
+fn top_goes_on_when_the_bus_is_back() {
+    let bus = Bus::start();
+    let mut command = bus.command(&["top", "--json", "--interval", "200ms"]);
+    let mut top = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut looks = BufReader::new(top.0.stdout.take().unwrap()).lines();
+    let mut look = || serde_json::from_str::<Value>(&looks.next().unwrap().unwrap()).unwrap()["server_id"].clone();
+    let (first, listen) = (look(), bus.tcp.to_string());
+    drop(bus);
+    let mut said = String::new();
+    BufReader::new(top.0.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(!said.is_empty(), "it says that it can't look");
+    let _again = Bus::start_at(&listen);
+    while look() == first {} // what was on its way when the bus ended
+    top.signal(rustix::process::Signal::TERM);
+    assert!(top.0.wait().unwrap().success());
 }
 
 #[test]

@@ -17,6 +17,9 @@ pub struct BusReport {
     pub memory_used: u64,
     pub memory_limit: u64,
     pub traffic: BusTraffic,
+    /// Its connection to a NATS cluster, if it is joined to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<BusBridge>,
     /// The busiest, by bytes in and out together; at most [`MAX_ROWS`].
     pub by_connection: Vec<BusConnection>,
     /// Likewise.
@@ -66,4 +69,23 @@ pub struct BusPrefix {
     /// Such as `project.<id>` or `_INBOX`.
     pub prefix: String,
     pub traffic: BusTraffic,
+}
+
+/// A bus's connection to a NATS cluster. Counts are those of all its connections since the bus began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BusBridge {
+    /// Whether there is a connection, with all interest told.
+    pub open: bool,
+    /// How often there was one.
+    pub connects: u64,
+    /// Subjects and queue groups of this bus that the cluster knows of or is to know of.
+    pub interests: u64,
+    pub pending_messages: u64,
+    pub pending_bytes: u64,
+    /// In: from the cluster. Out: to it.
+    pub traffic: BusTraffic,
+    /// Messages that could not cross: too large for the other side, or malformed.
+    pub refused: u64,
+    /// Connections that were cut because the cluster didn't keep up.
+    pub slow: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt::Write, hash::Hash, time::Duration};
 
-use atoll_contract::bus::{BusReport, BusTraffic, MAX_ROWS};
+use atoll_contract::bus::{BusBridge, BusReport, BusTraffic, MAX_ROWS};
 
 use super::tables::table;
 use crate::values::human_size;
@@ -16,6 +16,9 @@ pub fn top(before: Option<&BusReport>, now: &BusReport, rows: usize) -> String {
     let before = before.filter(|before| before.server_id == now.server_id && before.at < now.at);
     let seconds = before.map(|before| now.at.since(before.at).as_secs_f64());
     let mut text = head(before.map(|before| &before.traffic), now, seconds);
+    if let Some(bridge) = &now.bridge {
+        text.push_str(&cluster(before.and_then(|before| before.bridge.as_ref()), bridge, seconds));
+    }
     let since = Since { seconds };
     let connections = since.rates(before.map(|before| &*before.by_connection), &now.by_connection, |row| row.id, |row| &row.traffic);
     section(&mut text, &["CONNECTION", "PEER", "ACCOUNT", "SUBS", "PENDING"], busiest(connections, rows), |row| {
@@ -56,6 +59,26 @@ fn head(before: Option<&BusTraffic>, now: &BusReport, seconds: Option<f64>) -> S
     let [in_messages, in_bytes, out_messages, out_bytes] = cells(rates);
     let _ = writeln!(text, "in {in_messages} messages/s, {in_bytes}/s; out {out_messages} messages/s, {out_bytes}/s");
     text
+}
+
+/// The line about the cluster that the bus is joined to.
+fn cluster(before: Option<&BusBridge>, now: &BusBridge, seconds: Option<f64>) -> String {
+    let state = match (now.open, now.connects) {
+        (true, _) => "joined",
+        (false, 0) => "not joined yet",
+        (false, _) => "away",
+    };
+    let rates = before.zip(seconds).map(|(before, seconds)| per_second(&before.traffic, &now.traffic, seconds));
+    let [in_messages, in_bytes, out_messages, out_bytes] = cells(rates);
+    format!(
+        "cluster {state} ({} connections so far), {} interests, {} pending; in {in_messages} messages/s, {in_bytes}/s; out {out_messages} messages/s, {out_bytes}/s; \
+         {} refused, {} times too slow\n",
+        now.connects,
+        now.interests,
+        human_size(now.pending_bytes),
+        now.refused,
+        now.slow
+    )
 }
 
 struct Since {
@@ -163,6 +186,7 @@ mod tests {
             memory_used: 1 << 20,
             memory_limit: 4 << 20,
             traffic: traffic(1000),
+            bridge: None,
             by_account: vec![BusAccount { account: "ada".into(), connections: 1, subscriptions: 2, traffic: traffic(5) }],
             by_connection: rows,
             by_prefix: vec![BusPrefix { prefix: "project.7".into(), traffic: traffic(30_000) }],
@@ -197,6 +221,29 @@ mod tests {
         let full = report(0, (10..10 + MAX_ROWS as u64).map(|id| connection(id, 1)).collect());
         let text = top(Some(&full), &now, 10);
         assert!(text.lines().any(|line| line.starts_with("#1 ") && line.trim_end().ends_with('-')), "{text}");
+    }
+
+    #[test]
+    fn a_cluster_has_a_line() {
+        let with = |millis, bridge| BusReport { bridge: Some(bridge), ..report(millis, Vec::new()) };
+        let line = |before: Option<&BusReport>, now: &BusReport| top(before, now, 10).lines().nth(2).unwrap().to_owned();
+        let before = with(0, BusBridge { open: true, connects: 1, traffic: traffic(0), ..BusBridge::default() });
+        let now = BusBridge {
+            open: true,
+            connects: 1,
+            interests: 4,
+            pending_bytes: 2048,
+            traffic: traffic(10),
+            refused: 3,
+            ..BusBridge::default()
+        };
+        assert_eq!(
+            line(Some(&before), &with(1000, now)),
+            "cluster joined (1 connections so far), 4 interests, 2.00K pending; in 10 messages/s, 100B/s; out 20 messages/s, 200B/s; \
+             3 refused, 0 times too slow"
+        );
+        assert!(line(None, &with(0, BusBridge::default())).starts_with("cluster not joined yet (0 connections so far)"));
+        assert!(line(None, &with(0, BusBridge { open: false, ..now })).starts_with("cluster away (1 connections so far)"));
     }
 
     #[test]

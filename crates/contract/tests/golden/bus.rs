@@ -1,7 +1,7 @@
 //! What the bus and its streams say, and who may do what there.
 
 use atoll_contract::{
-    bus::{BusAccount, BusConnection, BusPrefix, BusReport, BusTraffic},
+    bus::{BusAccount, BusBridge, BusConnection, BusPrefix, BusReport, BusTraffic},
     claims::ConnectClaims,
     streams::{
         Data, Done, GetRequest, KeyView, Keys, KeysRequest, Page, ReadFormat, ReadRequest, Record, StreamConfig, StreamEntry, StreamInfo,
@@ -91,6 +91,16 @@ fn bus() {
         memory_used: 65_536,
         memory_limit: 1 << 30,
         traffic,
+        bridge: Some(BusBridge {
+            open: true,
+            connects: 2,
+            interests: 3,
+            pending_messages: 0,
+            pending_bytes: 0,
+            traffic,
+            refused: 1,
+            slow: 0,
+        }),
         by_connection: vec![connection],
         by_account: vec![BusAccount { account: "ada".into(), connections: 1, subscriptions: 2, traffic }],
         by_prefix: vec![BusPrefix { prefix: "project.7".into(), traffic }],

@@ -42,7 +42,7 @@ mod trie;
 mod websocket;
 mod wire;
 
-pub use bridge::{BridgeOptions, BridgeView, HubUrl};
+pub use bridge::{BridgeOptions, HubUrl};
 pub use error::{answered_error, error_answer};
 pub use limits::BusLimits;
 pub use listen::listen;

@@ -228,6 +228,7 @@ impl Router {
             memory_used: self.budget.used() as u64,
             memory_limit: self.budget.limit() as u64,
             traffic: self.stats.traffic.view(),
+            bridge: self.bridge_view(),
             by_connection: busiest(by_connection, |row: &BusConnection| &row.traffic),
             by_account: self.stats.by_account(&sessions),
             by_prefix: self.stats.by_prefix(),

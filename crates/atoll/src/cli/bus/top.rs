@@ -22,7 +22,7 @@ use crate::{
     args::BusTopArgs,
     client::{self, Bus},
     errors::{self, Result},
-    output::{bus as tables, print},
+    output::{bus as tables, print, say},
 };
 
 const SHORTEST: Duration = Duration::from_millis(200);
@@ -36,7 +36,11 @@ pub async fn run(context: &Context, args: BusTopArgs) -> Result<()> {
     let failed = |error: std::io::Error| errors::io("A signal", &error);
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let first = looker.look().await?;
+    let first = tokio::select! {
+        look = looker.look() => look?,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
     if context.output.json && args.once {
         return context.output.show(&first, |_| String::new());
     }
@@ -45,12 +49,23 @@ pub async fn run(context: &Context, args: BusTopArgs) -> Result<()> {
     let mut before = first.clone();
     show(context, None, &before, &args)?;
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
+        let next = async {
+            ticks.tick().await;
+            looker.look().await
+        };
+        let now = tokio::select! {
+            look = next => look,
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-        }
-        let now = looker.look().await?;
+        };
+        let now = match now {
+            // it may be back at the next look; the connection is made anew meanwhile
+            Err(error) if error.retry && !args.once => {
+                say(&error.to_string());
+                continue;
+            }
+            now => now?,
+        };
         show(context, Some(&before), &now, &args)?;
         before = now;
         if args.once {

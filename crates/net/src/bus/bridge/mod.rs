@@ -28,7 +28,10 @@ use std::{
     time::Duration,
 };
 
-use atoll_contract::{Error, ErrorCode};
+use atoll_contract::{
+    Error, ErrorCode,
+    bus::{BusBridge, BusTraffic},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::options::{BridgeOptions, HubUrl};
@@ -38,29 +41,6 @@ use self::{
     session::Ended,
 };
 use super::{Router, subject::is_pattern};
-
-/// A bridge for people who look. Counts are those since the router began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BridgeView {
-    /// Whether there is a connection, with all interest told.
-    pub open: bool,
-    /// How often there was one.
-    pub connects: u64,
-    /// Subjects and queue groups here that the cluster knows of or is to know of.
-    pub interests: usize,
-    pub pending_bytes: usize,
-    pub pending_messages: usize,
-    pub in_messages: u64,
-    /// Headers and payloads.
-    pub in_bytes: u64,
-    pub out_messages: u64,
-    /// Those of the protocol, too.
-    pub out_bytes: u64,
-    /// Messages that could not cross: too large for the other side, or malformed.
-    pub refused: u64,
-    /// Connections that were cut because the hub didn't keep up.
-    pub slow: u64,
-}
 
 impl Router {
     /// Joins this router to a NATS cluster. The future keeps a connection to it until `cancel`; local traffic needs none of it. A router has one
@@ -88,7 +68,7 @@ impl Router {
     }
 
     /// The bridge, if there is one.
-    pub fn bridge_view(&self) -> Option<BridgeView> {
+    pub fn bridge_view(&self) -> Option<BusBridge> {
         let bridge = self.bridge()?;
         let link = bridge.link();
         // what the present connection has counted is added to the sums when it ends
@@ -96,16 +76,18 @@ impl Router {
         let refused = link.as_ref().map_or(0, |link| link.refused());
         let get = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         let (pending_bytes, pending_messages) = link.as_ref().map_or((0, 0), |link| link.out.pending());
-        Some(BridgeView {
+        Some(BusBridge {
             open: link.is_some(),
             connects: get(&bridge.counts.connects),
-            interests: bridge.interest.len(),
-            pending_bytes,
-            pending_messages,
-            in_messages: get(&bridge.counts.in_messages),
-            in_bytes: get(&bridge.counts.in_bytes),
-            out_messages: get(&bridge.counts.out_messages) + written.messages,
-            out_bytes: get(&bridge.counts.out_bytes) + written.bytes,
+            interests: bridge.interest.len() as u64,
+            pending_bytes: pending_bytes as u64,
+            pending_messages: pending_messages as u64,
+            traffic: BusTraffic {
+                in_messages: get(&bridge.counts.in_messages),
+                in_bytes: get(&bridge.counts.in_bytes),
+                out_messages: get(&bridge.counts.out_messages) + written.messages,
+                out_bytes: get(&bridge.counts.out_bytes) + written.bytes,
+            },
             refused: get(&bridge.counts.refused) + refused,
             slow: get(&bridge.counts.slow),
         })
