@@ -6,7 +6,10 @@ use std::{
 };
 
 use atoll_contract::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
     Message,
@@ -20,8 +23,16 @@ use super::{
 /// A reader that falls further behind loses the subscription: its receiver ends after what is queued. That is seen, a gap would not be.
 #[derive(Debug)]
 pub(crate) struct Inlet {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     max_bytes: usize,
+}
+
+/// The reading end.
+#[derive(Debug)]
+pub struct Outlet {
+    messages: mpsc::Receiver<Message>,
+    /// That of the inlet; none if something else feeds it.
+    state: Option<Arc<Mutex<State>>>,
 }
 
 #[derive(Debug)]
@@ -36,19 +47,18 @@ struct State {
 }
 
 impl Inlet {
-    pub(crate) fn new(max_messages: usize, max_bytes: usize, budget: &Arc<Budget>) -> (Self, mpsc::Receiver<Message>) {
-        let (sender, receiver) = mpsc::channel(max_messages.max(1));
+    pub(crate) fn new(max_messages: usize, max_bytes: usize, budget: &Arc<Budget>) -> (Self, Outlet) {
+        let (sender, messages) = mpsc::channel(max_messages.max(1));
         let state = State { sender: Some(sender), sizes: VecDeque::new(), bytes: 0, share: Share::new(budget) };
-        (Self { state: Mutex::new(state), max_bytes }, receiver)
+        let state = Arc::new(Mutex::new(state));
+        (Self { state: state.clone(), max_bytes }, Outlet { messages, state: Some(state) })
     }
 
     pub(crate) fn push(&self, message: Message) -> Pushed {
         let mut state = self.lock();
         let Some(sender) = state.sender.as_ref() else { return Pushed::Closed };
         let (most, free) = (sender.max_capacity(), sender.capacity());
-        while state.sizes.len() > most - free {
-            state.bytes -= state.sizes.pop_front().unwrap_or(0);
-        }
+        state.forget_read(most - free);
         let size = size(&message);
         let bytes = state.bytes + size;
         state.share.shrink(bytes);
@@ -73,6 +83,45 @@ impl Inlet {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Forgets the sizes of all but so many that are still queued.
+    fn forget_read(&mut self, queued: usize) {
+        while self.sizes.len() > queued {
+            self.bytes -= self.sizes.pop_front().unwrap_or(0);
+        }
+    }
+}
+
+impl Outlet {
+    pub(crate) async fn recv(&mut self) -> Option<Message> {
+        match self.try_recv() {
+            Ok(message) => Some(message),
+            Err(TryRecvError::Disconnected) => None,
+            Err(TryRecvError::Empty) => self.messages.recv().await,
+        }
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Result<Message, TryRecvError> {
+        let message = self.messages.try_recv();
+        // a reader that has caught up keeps nothing of what all share, however long the next message takes
+        if message.is_err()
+            && let Some(state) = &self.state
+        {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.forget_read(self.messages.len());
+            let bytes = state.bytes;
+            state.share.shrink(bytes);
+        }
+        message
+    }
+}
+
+impl From<mpsc::Receiver<Message>> for Outlet {
+    fn from(messages: mpsc::Receiver<Message>) -> Self {
+        Self { messages, state: None }
     }
 }
 
@@ -152,7 +201,7 @@ mod tests {
         for n in 0..4 {
             assert_eq!(receiver.try_recv().unwrap().payload[0], n);
         }
-        assert_eq!(receiver.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
     }
 
     #[test]
@@ -166,6 +215,25 @@ mod tests {
         }
         assert_ne!(inlet.push(Message::new("a", vec![0; 50_000])), Pushed::Full, "one message always has room");
         assert_eq!(inlet.push(Message::new("a", vec![0; 50_000])), Pushed::Full);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_caught_up_holds_nothing_of_the_budget() {
+        let budget = Budget::new(1 << 20);
+        let (inlet, mut receiver) = Inlet::new(1000, 1 << 20, &budget);
+        for _ in 0..4 {
+            assert_ne!(inlet.push(Message::new("a", vec![0; 100_000])), Pushed::Full);
+        }
+        assert!(budget.used() > 300_000);
+        for _ in 0..4 {
+            receiver.recv().await.unwrap();
+        }
+        assert!(budget.used() > 300_000, "found out when it looks for more");
+        let mut waits = std::pin::pin!(receiver.recv());
+        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        assert_eq!(budget.used(), 0);
+        assert_ne!(inlet.push(Message::new("a", "x")), Pushed::Full);
+        assert_eq!(waits.await.unwrap().payload, "x");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use atoll_contract::{Error, ErrorCode};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 mod bridge;
 mod budget;
@@ -44,6 +44,7 @@ mod wire;
 
 pub use bridge::{BridgeOptions, HubUrl};
 pub use error::{answered_error, error_answer};
+pub use inlet::Outlet;
 pub use limits::BusLimits;
 pub use listen::listen;
 pub use nkey::nkey_proves;
@@ -105,19 +106,27 @@ pub fn size(headers: &Headers, payload: &Bytes) -> usize {
 /// behind by more than the bounds: an end is seen, a gap would not be. (The published client, by its nature, leaves gaps and connects again.)
 #[derive(Debug)]
 pub struct Subscription {
-    pub messages: mpsc::Receiver<Message>,
+    messages: Outlet,
     /// Dropped with the subscription; whoever feeds it unsubscribes then.
     #[allow(dead_code, reason = "held for its drop")]
     guard: Option<Unsubscribe>,
 }
 
 impl Subscription {
-    pub fn new(messages: mpsc::Receiver<Message>, guard: Option<Unsubscribe>) -> Self {
-        Self { messages, guard }
+    pub fn new(messages: impl Into<Outlet>, guard: Option<Unsubscribe>) -> Self {
+        Self { messages: messages.into(), guard }
     }
 
     pub async fn next(&mut self) -> Option<Message> {
         self.messages.recv().await
+    }
+
+    /// The next message if there is one already.
+    ///
+    /// # Errors
+    /// `Empty` if there is none yet, `Disconnected` at the end.
+    pub fn try_next(&mut self) -> Result<Message, TryRecvError> {
+        self.messages.try_recv()
     }
 }
 

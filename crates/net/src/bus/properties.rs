@@ -83,7 +83,7 @@ struct Held {
 
 impl Held {
     fn got(&mut self) -> usize {
-        std::iter::from_fn(|| self.subscription.messages.try_recv().ok()).count()
+        std::iter::from_fn(|| self.subscription.try_next().ok()).count()
     }
 }
 

@@ -167,7 +167,7 @@ async fn one_of_a_group_gets_each(a: &Arc<dyn Conn>, b: &Arc<dyn Conn>) {
     let count = async || {
         let mut sum = 0;
         for (member, count) in members.iter_mut().zip(&mut counts) {
-            while member.messages.try_recv().is_ok() {
+            while member.try_next().is_ok() {
                 *count += 1;
             }
             sum += *count;

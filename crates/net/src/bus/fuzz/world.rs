@@ -224,7 +224,7 @@ impl World {
                 return;
             }
             for listener in self.listeners.iter_mut().flatten() {
-                while listener.messages.try_recv().is_ok() {}
+                while listener.try_next().is_ok() {}
             }
         }
         panic!("the bus never becomes quiet");
