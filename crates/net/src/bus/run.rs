@@ -8,12 +8,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     lookup::{Found, Matched, Verdict},
-    outbound::{Frame, Pushed, put_frame},
+    outbound::Pushed,
     router::{Crowd, Hand, Router},
     server::Connection,
     session::{Publication, Sink, Sub},
     subject::is_literal,
-    wire::{Publish, well_formed},
+    wire::{Frame, Publish, put_frame, well_formed},
 };
 
 /// A run ends when it has so many messages or bytes, so that receivers get theirs while more is being read.

@@ -4,11 +4,13 @@
 //! with it. Nothing here does I/O.
 
 mod client_ops;
+mod frame;
 mod headers;
 mod info;
 mod server_ops;
 
 pub(crate) use client_ops::{ClientOp, ClientParser, Publish};
+pub(crate) use frame::{Frame, put_frame, put_head, put_number};
 pub(crate) use headers::{NO_RESPONDERS, check_headers, decode_headers, encode_headers, well_formed};
 pub(crate) use info::{Connect, Info};
 pub(crate) use server_ops::{ServerOp, ServerParser};
@@ -92,32 +94,12 @@ pub(super) fn body(buffer: &[u8], start: usize, head: usize, total: usize, max: 
     }
 }
 
-/// Appends a number in decimal: `write!` would cost more than the rest of a MSG line.
-pub(crate) fn put_number(out: &mut bytes::BytesMut, mut value: usize) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn numbers() {
-        for value in [0, 1, 9, 10, 1_048_576, usize::MAX] {
-            let mut out = bytes::BytesMut::new();
-            put_number(&mut out, value);
-            assert_eq!(out, value.to_string().as_bytes());
-        }
         assert_eq!(number(b"000000012"), Ok(12));
         for bad in [&b""[..], b"-1", b"+1", b"1e3", b"1234567890", b"\xff"] {
             assert_eq!(number(bad), Err(Malformed::Operation), "{bad:?}");
