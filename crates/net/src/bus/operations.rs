@@ -87,9 +87,9 @@ impl Connection {
         let name = connect.name.clone().unwrap_or_default();
         let _ = self.session.name.set(name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()); // set once: this is the first CONNECT
         self.authenticate(Credentials {
-            token: connect.auth_token.or(connect.jwt),
-            nkey: connect.nkey,
-            signature: connect.sig,
+            token: connect.proof.auth_token.or(connect.proof.jwt),
+            nkey: connect.proof.nkey,
+            signature: connect.proof.sig,
             nonce: self.nonce.clone(),
             name: connect.name,
         })

@@ -1,6 +1,9 @@
 //! What clients send.
 
-use super::{Malformed, Step, args, blank, body, line, number};
+use super::{
+    Malformed, Step,
+    reading::{Reading, Sizes, args, blank, number},
+};
 
 /// One operation of a client, borrowed from the buffer. Subjects and the like are as they came: nobody has judged them yet.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,17 +51,14 @@ impl Publish<'_> {
 /// Reads clients' operations from a growing buffer.
 #[derive(Debug)]
 pub(crate) struct ClientParser {
-    max_line: usize,
-    max_payload: usize,
+    reading: Reading,
     /// Whether CONNECT has to come first.
     only_connect: bool,
-    /// Known from a PUB line whose payload hasn't all arrived, so that the line isn't read again at every packet.
-    need: usize,
 }
 
 impl ClientParser {
     pub(crate) fn new(max_line: usize, max_payload: usize) -> Self {
-        Self { max_line, max_payload, only_connect: false, need: 0 }
+        Self { reading: Reading::new(max_line, max_payload), only_connect: false }
     }
 
     /// Whether anything but CONNECT is [`ClientOp::Early`]. Nobody unknown gets memory for a payload.
@@ -68,13 +68,12 @@ impl ClientParser {
 
     /// Looks at the buffer's beginning.
     pub(crate) fn step<'a>(&mut self, buffer: &'a [u8]) -> Result<Step<ClientOp<'a>>, Malformed> {
-        if buffer.len() < self.need {
-            return Ok(Step::Need(self.need));
-        }
-        self.need = 0;
-        let Some((line, next)) = line(buffer, self.max_line)? else {
-            plausible(buffer)?;
-            return Ok(Step::Need(buffer.len() + 1));
+        let (line, next) = match self.reading.line(buffer)? {
+            Step::Op { op, consumed } => (op, consumed),
+            Step::Need(bytes) => {
+                plausible(buffer)?; // as a message is whose line has been read
+                return Ok(Step::Need(bytes));
+            }
         };
         let (name, rest) = split_name(line);
         let op = match name.len() {
@@ -103,20 +102,14 @@ impl ClientParser {
 
     fn publish<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<ClientOp<'a>>, Malformed> {
         let (all, count) = args::<4>(rest)?;
-        let (subject, reply, head, total) = match (with_headers, count) {
-            (false, 2) => (all[0], None, 0, number(all[1])?),
-            (false, 3) => (all[0], Some(all[1]), 0, number(all[2])?),
-            (true, 3) => (all[0], None, number(all[1])?, number(all[2])?),
-            (true, 4) => (all[0], Some(all[1]), number(all[2])?, number(all[3])?),
+        let (names, sizes) = Sizes::split(&all[..count], with_headers)?;
+        let (subject, reply) = match *names {
+            [subject] => (subject, None),
+            [subject, reply] => (subject, Some(reply)),
             _ => return Err(Malformed::Operation),
         };
-        let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
-            // looked at again as soon as the end's first byte is there, so that a wrong one is told at once
-            self.need = (next + total + 1).max(buffer.len() + 1);
-            return Ok(Step::Need(next + total + 2));
-        };
-        let op = ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
-        Ok(Step::Op { op, consumed: next + total + 2 })
+        let publish = |(headers, payload)| ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
+        Ok(self.reading.message(buffer, next, sizes)?.map(publish))
     }
 }
 
@@ -141,32 +134,10 @@ fn plausible(start: &[u8]) -> Result<(), Malformed> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::reading, *};
 
-    /// All operations of these bytes as text, or the error that ends them.
     fn all(parser: &mut ClientParser, chunks: &[&[u8]]) -> Vec<String> {
-        let mut buffer = Vec::new();
-        let mut found = Vec::new();
-        for chunk in chunks {
-            buffer.extend_from_slice(chunk);
-            loop {
-                match parser.step(&buffer) {
-                    Ok(Step::Op { op, consumed }) => {
-                        found.push(format!("{op:?}"));
-                        buffer.drain(..consumed);
-                    }
-                    Ok(Step::Need(need)) => {
-                        assert!(need > buffer.len());
-                        break;
-                    }
-                    Err(error) => {
-                        found.push(error.to_string());
-                        return found;
-                    }
-                }
-            }
-        }
-        found
+        reading::all(|buffer| Ok(parser.step(buffer)?.map(|op| Some(format!("{op:?}")))), chunks.iter().copied())
     }
 
     fn parser() -> ClientParser {
