@@ -20,15 +20,14 @@ use super::{
     server::{Connection, Goodbye, error_line},
     session::{Publication, Session, Sink, Sub},
     subject::{is_literal, is_pattern, is_queue},
-    wire::{ClientOp, Connect, NO_RESPONDERS, Publish, well_formed},
+    wire::{AUTHORIZATION_VIOLATION, ClientOp, Connect, Malformed, NO_RESPONDERS, Publish, well_formed},
 };
 
 impl Connection {
     pub(super) fn operation(&mut self, op: ClientOp<'_>, frame: Option<&Bytes>) -> Result<(), Goodbye> {
         if !self.connected && !matches!(op, ClientOp::Connect(_)) {
-            if self.auth.required() {
-                return Err(Goodbye(AUTHORIZATION_VIOLATION)); // the parser stops there, too; this is the gate
-            }
+            // the parser lets nothing else through if CONNECT has to come first
+            debug_assert!(!self.auth.required());
             self.authenticate(Credentials { nonce: self.nonce.clone(), ..Credentials::default() })?;
             self.verbose = true; // as nats-server takes a client that says nothing
         }
@@ -50,7 +49,6 @@ impl Connection {
                 self.say(b"PONG\r\n");
                 return Ok(());
             }
-            ClientOp::Early => return Err(Goodbye(AUTHORIZATION_VIOLATION)),
             ClientOp::Pong | ClientOp::Ok => return Ok(()), // that something came has been noted for the batch
         }
         if self.verbose {
@@ -69,7 +67,7 @@ impl Connection {
             connect.echo = self.session.echo.load(Ordering::Relaxed);
         }
         if connect.update(json).is_err() {
-            return Err(Goodbye("Unknown Protocol Operation"));
+            return Err(Malformed::Operation.into());
         }
         if !(0..=1).contains(&connect.protocol) {
             return Err(Goodbye("invalid client protocol"));
@@ -375,7 +373,6 @@ fn accept(verbose: bool, session: &Session, hand: &mut Hand) {
     }
 }
 
-pub(super) const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
 const INVALID_SUBJECT: &str = "Invalid Publish Subject";
 const TOO_MANY_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
 /// Characters of a client's name that are kept.

@@ -24,8 +24,6 @@ pub(crate) enum ClientOp<'a> {
     },
     Ping,
     Pong,
-    /// Something else than CONNECT from a client that has to say that first; no more of it is read.
-    Early,
     /// `+OK`, which a client may send and nobody needs.
     Ok,
 }
@@ -61,7 +59,8 @@ impl ClientParser {
         Self { reading: Reading::new(max_line, max_payload), only_connect: false }
     }
 
-    /// Whether anything but CONNECT is [`ClientOp::Early`]. Nobody unknown gets memory for a payload.
+    /// Whether anything but CONNECT is [`Malformed::Early`]. It is refused here and nowhere else, by its first word: nobody unknown gets memory for a
+    /// payload, or hears what is wrong with the rest of a line.
     pub(crate) fn only_connect(&mut self, only_connect: bool) {
         self.only_connect = only_connect;
     }
@@ -71,13 +70,16 @@ impl ClientParser {
         let (line, next) = match self.reading.line(buffer)? {
             Step::Op { op, consumed } => (op, consumed),
             Step::Need(bytes) => {
-                plausible(buffer)?; // as a message is whose line has been read
+                // a message whose line has been read is
+                if !plausible(buffer) {
+                    return Err(if self.only_connect { Malformed::Early } else { Malformed::Operation });
+                }
                 return Ok(Step::Need(bytes));
             }
         };
         let (name, rest) = split_name(line);
         let op = match name.len() {
-            _ if self.only_connect && !name.eq_ignore_ascii_case(b"CONNECT") => ClientOp::Early,
+            _ if self.only_connect && !name.eq_ignore_ascii_case(b"CONNECT") => return Err(Malformed::Early),
             3 if name.eq_ignore_ascii_case(b"PUB") => return self.publish(buffer, rest, next, false),
             4 if name.eq_ignore_ascii_case(b"HPUB") => return self.publish(buffer, rest, next, true),
             3 if name.eq_ignore_ascii_case(b"SUB") => match args::<3>(rest)? {
@@ -119,7 +121,7 @@ fn split_name(line: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Whether a line that hasn't ended can still become an operation: what speaks another protocol is told at once.
-fn plausible(start: &[u8]) -> Result<(), Malformed> {
+fn plausible(start: &[u8]) -> bool {
     const NAMES: [&[u8]; 8] = [b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"+OK"];
     let start = start.strip_suffix(b"\r").unwrap_or(start);
     let (name, rest) = split_name(start);
@@ -127,7 +129,7 @@ fn plausible(start: &[u8]) -> Result<(), Malformed> {
         let known = if rest.is_empty() { known.get(..name.len()) } else { Some(*known) };
         known.is_some_and(|known| known.eq_ignore_ascii_case(name))
     };
-    if NAMES.iter().any(fits) { Ok(()) } else { Err(Malformed::Operation) }
+    NAMES.iter().any(fits)
 }
 
 #[cfg(test)]
@@ -165,6 +167,21 @@ mod tests {
         assert_eq!(one("unsub 1 -5\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: None })]);
         assert_eq!(one("sub a\r1\r\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a", queue: None, sid: b"1" })]);
         assert_eq!(one("ping\r\nPONG\r\n+ok\r\n"), ["Ping", "Pong", "Ok"]);
+    }
+
+    #[test]
+    fn before_connect_nothing_else_is_read() {
+        let early = |text: &str| {
+            let mut parser = parser();
+            parser.only_connect(true);
+            all(&mut parser, &[text.as_bytes()])
+        };
+        for text in ["PING\r\n", "PUB a 2\r\n", "PUB a 33\r\n", "SUB\r\n", "GET / HTTP/1.1\r\n", "GE", "\r\n"] {
+            assert_eq!(early(text), ["Authorization Violation"], "{text:?}");
+        }
+        assert_eq!(early(&format!("PUB {}", "a".repeat(64))), ["maximum control line exceeded"]);
+        assert!(early("PU").is_empty(), "it may still go on");
+        assert_eq!(early("connect {}\r\nPING\r\n"), [&*format!("{:?}", ClientOp::Connect(b" {}")), "Authorization Violation"]);
     }
 
     #[test]

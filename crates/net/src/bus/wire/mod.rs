@@ -40,11 +40,25 @@ impl<Op> Step<Op> {
 
 /// Why the bytes aren't the protocol. The text is what nats-server says, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.words())]
 pub(crate) enum Malformed {
-    #[error("Unknown Protocol Operation")]
     Operation,
-    #[error("maximum control line exceeded")]
     ControlLine,
-    #[error("Maximum Payload Violation")]
     Payload,
+    /// Something else than CONNECT from a client that has to say that first.
+    Early,
+}
+
+/// What a client hears that isn't who it says, or doesn't say it.
+pub(crate) const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
+
+impl Malformed {
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Operation => "Unknown Protocol Operation",
+            Self::ControlLine => "maximum control line exceeded",
+            Self::Payload => "Maximum Payload Violation",
+            Self::Early => AUTHORIZATION_VIOLATION,
+        }
+    }
 }
