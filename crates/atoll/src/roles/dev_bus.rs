@@ -12,7 +12,7 @@ use atoll_net::{
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Stop, announce, runtime};
+use super::{Stop, announce, serve};
 use crate::{args::DevBusArgs, config::Log, errors::Result};
 
 /// Lets everyone do everything; that is why this bus listens on loopback alone.
@@ -47,10 +47,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
     [Some(args.listen), args.websocket].into_iter().flatten().try_for_each(only_loopback)?;
-    super::logging::for_role(&Log { level: std::env::var("ATOLL_LOG_LEVEL").unwrap_or_else(|_| "warn".into()), json });
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        let mut stop = Stop::listen()?;
+    let log = Log { level: std::env::var("ATOLL_LOG_LEVEL").unwrap_or_else(|_| "warn".into()), json };
+    serve(&log, async |mut stop: Stop| {
         let (router, auth) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Open));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some(dir) = &args.data_dir {
@@ -88,10 +86,8 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
             tasks.wait().await;
         };
         stop.drain(end).await;
-        Ok(0)
-    });
-    runtime.shutdown_background();
-    outcome
+        Ok(())
+    })
 }
 
 /// How to join the cluster that is named, if one is.

@@ -13,7 +13,7 @@ use atoll_host::{
 };
 use atoll_net::clock::{SharedClock, SystemClock};
 
-use super::{Stop, announce, binary, logging, runtime};
+use super::{Stop, announce, binary, serve};
 use crate::{
     args::ServeArgs,
     config::{self, Host, Machine, StorageChoice},
@@ -23,20 +23,15 @@ use crate::{
 /// Load, build, run, drain.
 pub fn run(args: ServeArgs) -> Result<u8> {
     let config = config::load(&args.config, &[], &Machine::examine())?;
-    logging::for_role(&config.log);
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        let mut stop = Stop::listen()?;
+    serve(&config.log, async |mut stop: Stop| {
         let identity = Identity::load(&config.host.data_dir)?;
         let (host, _) = stop.or(start(&config.host, identity, Arc::new(SystemClock))).await?;
         announce(&format!("The host {} serves at {}.", config.host.name, host.public_url()));
         let signal = stop.told().await;
         tracing::info!(signal, "draining; containers go on running");
         stop.drain(host.shutdown()).await;
-        Ok(0)
-    });
-    runtime.shutdown_background();
-    outcome
+        Ok(())
+    })
 }
 
 /// Puts runtime and storage together and starts the host on them. Also gives what was found out about the machine.

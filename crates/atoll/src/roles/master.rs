@@ -5,7 +5,7 @@ use std::sync::Arc;
 use atoll_master::{MasterConfig, RunningMaster};
 use atoll_net::clock::{SharedClock, SystemClock};
 
-use super::{Stop, announce, logging, runtime};
+use super::{Stop, announce, serve};
 use crate::{
     args::ServeArgs,
     config::{self, Machine, Master},
@@ -18,10 +18,7 @@ const SETUP_TOKEN: &str = "setup-token";
 /// Load, build, run, drain.
 pub fn run(args: ServeArgs) -> Result<u8> {
     let config = config::load(&args.config, &[], &Machine::examine())?;
-    logging::for_role(&config.log);
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        let mut stop = Stop::listen()?;
+    serve(&config.log, async |mut stop: Stop| {
         let clock: SharedClock = Arc::new(SystemClock);
         let master = stop.or(start(&config.master, clock)).await?;
         announce(&format!("The master serves at {}.", master.url()));
@@ -29,10 +26,8 @@ pub fn run(args: ServeArgs) -> Result<u8> {
         let signal = stop.told().await;
         tracing::info!(signal, "draining");
         stop.drain(master.shutdown()).await;
-        Ok(0)
-    });
-    runtime.shutdown_background();
-    outcome
+        Ok(())
+    })
 }
 
 pub async fn start(config: &Master, clock: SharedClock) -> Result<RunningMaster> {

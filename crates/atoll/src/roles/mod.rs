@@ -14,6 +14,7 @@ use atoll_contract::{Error, ErrorCode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    config::Log,
     errors::{self, Result},
     output::say,
 };
@@ -21,9 +22,14 @@ use crate::{
 /// A role that hasn't drained by then is left as it is; all that matters is saved before it is acted on.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// The runtime of a role: all processors, and blocking work (SQLite, files) on threads of its own.
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| errors::io("The runtime", &error))
+/// Runs a role to its end: logs as the config says, a runtime of all processors with threads of their own for blocking work (SQLite, files), and
+/// the signals that stop it.
+fn serve(log: &Log, role: impl AsyncFnOnce(Stop) -> Result<()>) -> Result<u8> {
+    logging::for_role(log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| errors::io("The runtime", &error))?;
+    let outcome = runtime.block_on(async { role(Stop::listen()?).await });
+    runtime.shutdown_background(); // blocking work that hangs is left as it is, too
+    outcome.map(|()| 0)
 }
 
 /// SIGINT and SIGTERM, listened to from before a role is built, so that none is missed.

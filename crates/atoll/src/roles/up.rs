@@ -7,7 +7,7 @@ use atoll_host::{Identity, RunningHost};
 use atoll_master::RunningMaster;
 use atoll_net::clock::{SharedClock, SystemClock};
 
-use super::{Stop, announce, host, logging, master, runtime};
+use super::{Stop, announce, host, master, serve};
 use crate::{
     args::UpArgs,
     config::{self, Config, Machine},
@@ -25,15 +25,10 @@ pub fn run(args: UpArgs) -> Result<u8> {
         config.host.listen.set_ip(listen.ip());
         config = reachable(config, listen)?;
     }
-    logging::for_role(&config.log);
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(config));
-    runtime.shutdown_background();
-    outcome
+    serve(&config.log.clone(), async |stop| both(config, stop).await)
 }
 
-async fn serve(mut config: Config) -> Result<u8> {
-    let mut stop = Stop::listen()?;
+async fn both(mut config: Config, mut stop: Stop) -> Result<()> {
     let clock: SharedClock = Arc::new(SystemClock);
     announce("Starting…");
     let master = stop.or(master::start(&config.master, clock.clone())).await?;
@@ -54,7 +49,7 @@ async fn serve(mut config: Config) -> Result<u8> {
         master.shutdown().await;
     })
     .await;
-    Ok(0)
+    Ok(())
 }
 
 /// The host joins by itself at the first start.

@@ -23,10 +23,10 @@ use super::{
     client_task::{self, ClientTask},
     inlet::{Inlet, Replies},
     local::{invalid_subject, no_responders, not_503, timed_out, too_large, too_many_requests},
-    outbound::{Ending, Frame, Outbound, Pushed, Wakers},
+    outbound::{Ending, Outbound, Pushed, Wakers},
     pump::Raw,
     subject,
-    wire::{check_headers, encode_headers},
+    wire::{Frame, check_headers, encode_headers},
 };
 use crate::clock::{SystemClock, random_text};
 

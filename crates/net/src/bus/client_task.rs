@@ -15,7 +15,7 @@ use super::{
     Headers, Message,
     client::{Options, Shared, own},
     pump::{Event, Pump, Transport},
-    wire::{Connect, Info, ServerOp, ServerParser, Step, decode_headers},
+    wire::{Connect, Info, Proof, ServerOp, ServerParser, Step, decode_headers},
 };
 
 /// What a server may say of its greatest message at most; beyond that it isn't believed.
@@ -225,10 +225,7 @@ fn hello(options: &Options, nonce: &str) -> Result<Bytes, Error> {
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: 1,
         name: Some(options.name.clone()),
-        auth_token: options.token.clone(),
-        jwt: None,
-        nkey,
-        sig,
+        proof: Proof { auth_token: options.token.clone(), nkey, sig, ..Proof::default() },
     };
     Ok(connect.line())
 }

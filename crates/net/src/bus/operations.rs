@@ -20,15 +20,14 @@ use super::{
     server::{Connection, Goodbye, error_line},
     session::{Publication, Session, Sink, Sub},
     subject::{is_literal, is_pattern, is_queue},
-    wire::{ClientOp, Connect, NO_RESPONDERS, Publish, well_formed},
+    wire::{AUTHORIZATION_VIOLATION, ClientOp, Connect, Malformed, NO_RESPONDERS, Publish, well_formed},
 };
 
 impl Connection {
     pub(super) fn operation(&mut self, op: ClientOp<'_>, frame: Option<&Bytes>) -> Result<(), Goodbye> {
         if !self.connected && !matches!(op, ClientOp::Connect(_)) {
-            if self.auth.required() {
-                return Err(Goodbye(AUTHORIZATION_VIOLATION)); // the parser stops there, too; this is the gate
-            }
+            // the parser lets nothing else through if CONNECT has to come first
+            debug_assert!(!self.auth.required());
             self.authenticate(Credentials { nonce: self.nonce.clone(), ..Credentials::default() })?;
             self.verbose = true; // as nats-server takes a client that says nothing
         }
@@ -50,7 +49,6 @@ impl Connection {
                 self.say(b"PONG\r\n");
                 return Ok(());
             }
-            ClientOp::Early => return Err(Goodbye(AUTHORIZATION_VIOLATION)),
             ClientOp::Pong | ClientOp::Ok => return Ok(()), // that something came has been noted for the batch
         }
         if self.verbose {
@@ -69,7 +67,7 @@ impl Connection {
             connect.echo = self.session.echo.load(Ordering::Relaxed);
         }
         if connect.update(json).is_err() {
-            return Err(Goodbye("Unknown Protocol Operation"));
+            return Err(Malformed::Operation.into());
         }
         if !(0..=1).contains(&connect.protocol) {
             return Err(Goodbye("invalid client protocol"));
@@ -87,9 +85,9 @@ impl Connection {
         let name = connect.name.clone().unwrap_or_default();
         let _ = self.session.name.set(name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()); // set once: this is the first CONNECT
         self.authenticate(Credentials {
-            token: connect.auth_token.or(connect.jwt),
-            nkey: connect.nkey,
-            signature: connect.sig,
+            token: connect.proof.auth_token.or(connect.proof.jwt),
+            nkey: connect.proof.nkey,
+            signature: connect.proof.sig,
             nonce: self.nonce.clone(),
             name: connect.name,
         })
@@ -128,29 +126,20 @@ impl Connection {
 
     /// Publishes, or says why not. Whether +OK is still to be said: as in nats-server it comes before what the publication itself brings.
     fn publish(&mut self, publish: &Publish<'_>, frame: Option<&Bytes>) -> Result<bool, Goodbye> {
-        // rights that were taken away meanwhile are gone at once, also in the middle of a batch
-        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
-            self.reload();
-        }
-        if publish.with_headers && !self.takes_headers(publish.headers)? {
-            return Ok(false);
-        }
-        let reply = match publish.reply.map(std::str::from_utf8) {
-            None => None,
-            Some(Ok(reply)) if is_literal(reply, self.router.limits.subject_tokens) => Some(reply),
-            Some(_) => {
-                self.say(&error_line("Invalid Reply Subject"));
-                return Ok(false);
-            }
+        self.see_changed_rights(); // those that were taken away meanwhile are gone at once, also in the middle of a batch
+        let (reply, elsewhere) = match self.judge(publish) {
+            Ok(reply) => (reply, None),
+            Err(Unfit::Elsewhere(reply)) => (Some(reply), Some(reply)),
+            Err(Unfit::NoHeaders) => return Err(Goodbye("message headers not supported")),
+            Err(Unfit::Headers) => return Ok(self.refuse("Invalid Message Headers")),
+            Err(Unfit::Reply) => return Ok(self.refuse("Invalid Reply Subject")),
         };
-        // a reply at an unknown subject is asked for once and never again: there is nothing to remember
-        let elsewhere = reply.filter(|reply| !self.rights.may_ask_reply(reply));
         self.cache.at(self.router.generation());
         if self.cache.get(publish.subject).is_none() {
             let found = self.look_up(publish.subject);
             self.cache.put(found);
         }
-        let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse_subject()) };
+        let Some(found) = self.cache.get(publish.subject) else { return Ok(self.refuse(INVALID_SUBJECT)) };
         let publication = Publication::new(found.mapped.as_ref().unwrap_or(&found.subject), reply, publish.headers, publish.payload);
         if let Some(reply) = elsewhere {
             // as nats-server: who may not publish there at all hears that first
@@ -161,13 +150,12 @@ impl Connection {
                 }
                 Verdict::Allowed | Verdict::Refused => format!("Permissions Violation for Publish with Reply of {reply:?}"),
             };
-            self.say(&error_line(&words));
-            return Ok(false);
+            return Ok(self.refuse(&words));
         }
         match found.verdict {
             Verdict::Allowed if &*found.subject == BUS_STATS => return Ok(self.tell_stats(reply)),
             Verdict::Allowed => {}
-            Verdict::Invalid => return Ok(self.refuse_subject()),
+            Verdict::Invalid => return Ok(self.refuse(INVALID_SUBJECT)),
             Verdict::Refused if &*found.subject == GRANT_ADD => return Ok(self.add_grant(reply, publish.payload)),
             Verdict::Refused if &*found.subject == BUS_PING => return Ok(self.pong(reply, publish.payload)),
             // an answer: allowed because it was asked for, which no cache may remember
@@ -180,8 +168,7 @@ impl Connection {
             }
             Verdict::Refused => {
                 let words = publish_violation(&found.subject);
-                self.say(&error_line(&words));
-                return Ok(false);
+                return Ok(self.refuse(&words));
             }
         }
         if let Some(frame) = frame {
@@ -197,20 +184,35 @@ impl Connection {
         Ok(false)
     }
 
-    fn takes_headers(&mut self, block: &[u8]) -> Result<bool, Goodbye> {
-        if !self.session.headers.load(Ordering::Relaxed) {
-            return Err(Goodbye("message headers not supported"));
+    /// What is judged of a publication by itself, whether it goes alone or in a run: its headers and its reply subject, which it gives.
+    #[inline]
+    pub(super) fn judge<'a>(&self, publish: &Publish<'a>) -> Result<Option<&'a str>, Unfit<'a>> {
+        if publish.with_headers {
+            if !self.session.headers.load(Ordering::Relaxed) {
+                return Err(Unfit::NoHeaders);
+            }
+            // an empty block is none: the JavaScript client sends one for headers without fields
+            if !publish.headers.is_empty() && !well_formed(publish.headers) {
+                return Err(Unfit::Headers);
+            }
         }
-        // an empty block is none: the JavaScript client sends one for headers without fields
-        let good = block.is_empty() || well_formed(block);
-        if !good {
-            self.say(&error_line("Invalid Message Headers"));
+        match publish.reply.map(std::str::from_utf8) {
+            None => Ok(None),
+            // a reply at an unknown subject is asked for once and never again: there is nothing to remember
+            Some(Ok(reply)) if is_literal(reply, self.router.limits.subject_tokens) => {
+                if self.rights.may_ask_reply(reply) {
+                    Ok(Some(reply))
+                } else {
+                    Err(Unfit::Elsewhere(reply))
+                }
+            }
+            Some(_) => Err(Unfit::Reply),
         }
-        Ok(good)
     }
 
-    fn refuse_subject(&mut self) -> bool {
-        self.say(&error_line(INVALID_SUBJECT));
+    /// Says why something isn't published. There is no +OK to be said then.
+    fn refuse(&mut self, words: &str) -> bool {
+        self.say(&error_line(words));
         false
     }
 
@@ -336,12 +338,18 @@ impl Connection {
 
     /// Before a batch: takes notice of rights that others changed, and of grants that have come to their end.
     pub(super) fn see_to_rights(&mut self) -> Result<(), Goodbye> {
-        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
-            self.reload();
-        }
+        self.see_changed_rights();
         match self.next_expiry {
             Some(end) if self.router.clock.now() >= end => self.expire(),
             _ => Ok(()),
+        }
+    }
+
+    /// Takes notice of rights that others changed.
+    #[inline]
+    pub(super) fn see_changed_rights(&mut self) {
+        if self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+            self.reload();
         }
     }
 
@@ -367,6 +375,16 @@ impl Connection {
     }
 }
 
+/// Why a publication can't go on, whatever its subject.
+pub(super) enum Unfit<'a> {
+    /// It has headers, and the connection said that it has none.
+    NoHeaders,
+    Headers,
+    Reply,
+    /// The connection may not ask for a reply at this subject.
+    Elsewhere(&'a str),
+}
+
 /// Says +OK to who wants it, while the publication that it is for is being worked on.
 fn accept(verbose: bool, session: &Session, hand: &mut Hand) {
     if verbose {
@@ -375,7 +393,6 @@ fn accept(verbose: bool, session: &Session, hand: &mut Hand) {
     }
 }
 
-pub(super) const AUTHORIZATION_VIOLATION: &str = "Authorization Violation";
 const INVALID_SUBJECT: &str = "Invalid Publish Subject";
 const TOO_MANY_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
 /// Characters of a client's name that are kept.

@@ -8,12 +8,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     lookup::{Found, Matched, Verdict},
-    outbound::{Frame, Pushed, put_frame},
+    outbound::Pushed,
     router::{Crowd, Hand, Router},
     server::Connection,
     session::{Publication, Sink, Sub},
-    subject::is_literal,
-    wire::{Publish, well_formed},
+    wire::{Frame, Publish, put_frame},
 };
 
 /// A run ends when it has so many messages or bytes, so that receivers get theirs while more is being read.
@@ -49,24 +48,21 @@ impl Connection {
     /// Takes a publication into the run, if it goes the same way as what is there already and nothing has to be said about it alone.
     pub(super) fn join_run<'a>(&mut self, run: &mut Run<'a>, publish: &Publish<'a>) -> bool {
         let plain = self.connected && !self.verbose && (publish.reply.is_none() || !self.tell_no_responders);
-        if !plain || self.rights_version != self.session.rights_version.load(Ordering::Acquire) {
+        if !plain {
             return false;
         }
-        let good = || publish.headers.is_empty() || well_formed(publish.headers);
-        if publish.with_headers && !(self.session.headers.load(Ordering::Relaxed) && good()) {
-            return false;
+        if run.found.is_none() {
+            // once for the whole run, as the generation below: all of it had come before this look, so what is taken away later was still held when
+            // it was sent; the next run sees it, and so does the next read
+            self.see_changed_rights();
         }
-        let reply = match publish.reply.map(std::str::from_utf8) {
-            None => None,
-            Some(Ok(reply)) if is_literal(reply, self.router.limits.subject_tokens) && self.rights.may_ask_reply(reply) => Some(reply),
-            Some(_) => return false,
-        };
+        let Ok(reply) = self.judge(publish) else { return false };
         let full = run.parts.len() >= MAX_MESSAGES || run.bytes + publish.size() > MAX_BYTES;
         match &run.found {
             Some(found) if full || found.subject.as_bytes() != publish.subject => return false,
             Some(_) => {}
             None => {
-                // one value for the whole run: what is in the buffer was sent before now
+                // what is in the buffer was sent before now
                 self.cache.at(self.router.generation());
                 let Some(found) = self.cache.get(publish.subject).filter(|found| runs(found)) else { return false };
                 run.found = Some(found.clone());

@@ -16,7 +16,6 @@ use super::{
     Authenticator, BoxFuture,
     budget::{Budget, Share},
     lookup::Cache,
-    operations::AUTHORIZATION_VIOLATION,
     outbound::Outbound,
     pump::{Event, Pump, Transport},
     rights::Rights,
@@ -70,6 +69,12 @@ impl Drop for Attached {
 /// Why a connection is closed by this side: the text of its -ERR.
 #[derive(Debug)]
 pub(super) struct Goodbye(pub &'static str);
+
+impl From<Malformed> for Goodbye {
+    fn from(error: Malformed) -> Self {
+        Self(error.words())
+    }
+}
 
 /// What comes after the operations that were processed in the buffer.
 enum Next {
@@ -248,7 +253,7 @@ impl Connection {
                 Next::Apart(length) => {
                     // taken out of the buffer whole, so that its payload needs no copy
                     let frame = buffer.split_to(length).freeze();
-                    if let Step::Op { op, .. } = self.parser.step(&frame).map_err(|error| self.goodbye(error))? {
+                    if let Step::Op { op, .. } = self.parser.step(&frame)? {
                         self.operation(op, Some(&frame))?;
                     }
                 }
@@ -273,7 +278,7 @@ impl Connection {
                 continue;
             }
             self.hand_over(&mut run);
-            match step.map_err(|error| self.goodbye(error))? {
+            match step? {
                 Step::Op { consumed, .. } if consumed >= APART => return Ok((at, Next::Apart(consumed))),
                 Step::Op { op, consumed } => {
                     self.operation(op, None)?;
@@ -335,16 +340,6 @@ impl Connection {
             }
         };
         next.max(Duration::from_millis(1))
-    }
-
-    /// What is said of bytes that aren't the protocol. Who must say who it is first hears of nothing else.
-    fn goodbye(&self, error: Malformed) -> Goodbye {
-        Goodbye(match error {
-            Malformed::Operation if !self.connected && self.auth.required() => AUTHORIZATION_VIOLATION,
-            Malformed::Operation => "Unknown Protocol Operation",
-            Malformed::ControlLine => "maximum control line exceeded",
-            Malformed::Payload => "Maximum Payload Violation",
-        })
     }
 
     /// A line of the connection's own. One that doesn't even read these is a slow consumer.

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::{
     Message,
     inlet::{Inlet, Replies},
-    outbound::{Frame, Outbound, Pushed, Wakers},
+    outbound::{Outbound, Pushed, Wakers},
     rights::{Grants, Rights},
     stats::{Account, Traffic},
     sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard},
-    wire::decode_headers,
+    wire::{Frame, decode_headers},
 };
 
 /// One connection over a wire. Its task reads and writes; publishers put into its queue; the router takes its grants.

@@ -1,6 +1,7 @@
 //! The bridge against a real cluster of three nats-servers.
 
 use std::{
+    future::ready,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +12,7 @@ use std::{
 use atoll_contract::ErrorCode;
 use atoll_net::bus::{BridgeOptions, Conn, Headers, Message, Subscription};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt, stream};
 
 use crate::{
     nats::{Cluster, Node, file, missing},
@@ -102,15 +103,33 @@ async fn next(subscription: &mut Subscription) -> Message {
     tokio::time::timeout(SOON, subscription.next()).await.expect("a message comes in time").unwrap()
 }
 
+/// Two buses that are joined to two nodes of a cluster, and a stock client at the third.
+struct Sides {
+    cluster: Cluster,
+    a: Bus,
+    _b: Bus,
+    /// Of `a` and of the other.
+    left: Arc<dyn Conn>,
+    right: Arc<dyn Conn>,
+    outside: async_nats::Client,
+}
+
+impl Sides {
+    async fn start() -> Self {
+        let cluster = Cluster::start().await;
+        let (a, b) = (joined(options(&[&cluster.nodes[0].leafs])).await, joined(options(&[&cluster.nodes[1].leafs])).await);
+        let (left, right) = (a.router.connect("left", None), b.router.connect("right", None));
+        let outside = async_nats::connect(&cluster.nodes[2].clients).await.unwrap();
+        Self { cluster, a, _b: b, left, right, outside }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_cross_in_both_directions() {
     if missing("cluster::messages_cross_in_both_directions") {
         return;
     }
-    let cluster = Cluster::start().await;
-    let (a, b) = (joined(options(&[&cluster.nodes[0].leafs])).await, joined(options(&[&cluster.nodes[1].leafs])).await);
-    let (left, right) = (a.router.connect("left", None), b.router.connect("right", None));
-    let client = async_nats::connect(&cluster.nodes[2].clients).await.unwrap();
+    let Sides { left, right, outside: client, .. } = &Sides::start().await;
 
     let mut exact = right.subscribe("host.h1.report", None).await.unwrap();
     let mut wide = right.subscribe(">", None).await.unwrap();
@@ -118,10 +137,10 @@ async fn messages_cross_in_both_directions() {
     let mut outside = client.subscribe("host.>").await.unwrap();
     let mut all_outside = client.subscribe(">").await.unwrap();
     client.flush().await.unwrap();
-    known(&left, &right).await;
-    known(&right, &left).await;
-    known_from(&left, &client).await;
-    known_to(&client, &left).await;
+    known(left, right).await;
+    known(right, left).await;
+    known_from(left, client).await;
+    known_to(client, left).await;
 
     // what doesn't cross, then what does: with headers, and large
     left.publish(Message::new("project.p.state", "stays")).await.unwrap();
@@ -162,19 +181,16 @@ async fn requests_are_answered_and_unanswerable_ones_told_at_once() {
     if missing("cluster::requests_are_answered_and_unanswerable_ones_told_at_once") {
         return;
     }
-    let cluster = Cluster::start().await;
-    let (a, b) = (joined(options(&[&cluster.nodes[0].leafs])).await, joined(options(&[&cluster.nodes[1].leafs])).await);
-    let (left, right) = (a.router.connect("left", None), b.router.connect("right", None));
-    let outside = async_nats::connect(&cluster.nodes[2].clients).await.unwrap();
+    let Sides { a, left, right, outside, .. } = &Sides::start().await;
     // a stock client of an embedded router
     let stock = async_nats::connect(a.tcp().await).await.unwrap();
 
-    answers_here(&right, "call.right").await;
-    answers(&outside, "call.outside").await;
+    answers_here(right, "call.right").await;
+    answers(outside, "call.outside").await;
     answers(&stock, "call.stock").await;
-    known(&left, &right).await;
-    known_to(&outside, &right).await;
-    known_from(&left, &outside).await;
+    known(left, right).await;
+    known_to(outside, right).await;
+    known_from(left, outside).await;
     until("the stock client's is known", async || outside.request("call.stock", "".into()).await.is_ok()).await;
     for subject in ["call.right", "call.outside", "call.stock"] {
         for n in 0..20 {
@@ -192,8 +208,8 @@ async fn requests_are_answered_and_unanswerable_ones_told_at_once() {
     // interest that ends, on either side
     let gone = right.subscribe("call.gone", None).await.unwrap();
     let mut gone_outside = outside.subscribe("call.gone.outside").await.unwrap();
-    known_to(&outside, &right).await;
-    known_from(&left, &outside).await;
+    known_to(outside, right).await;
+    known_from(left, outside).await;
     drop(gone);
     gone_outside.unsubscribe().await.unwrap();
     outside.flush().await.unwrap();
@@ -203,27 +219,23 @@ async fn requests_are_answered_and_unanswerable_ones_told_at_once() {
 }
 
 /// Counts what arrives.
-fn counting(mut subscription: Subscription) -> Arc<AtomicUsize> {
+fn count(payloads: impl Stream<Item = Bytes> + Send + 'static) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = count.clone();
-    tokio::spawn(async move {
-        while let Some(message) = subscription.next().await {
-            counted.fetch_add(usize::from(message.payload == "count"), Ordering::SeqCst);
-        }
-    });
+    tokio::spawn(payloads.for_each(move |payload| {
+        counted.fetch_add(usize::from(payload == "count"), Ordering::SeqCst);
+        ready(())
+    }));
     count
 }
 
+fn counting(subscription: Subscription) -> Arc<AtomicUsize> {
+    count(stream::unfold(subscription, async |mut subscription| Some((subscription.next().await?.payload, subscription))))
+}
+
 async fn counting_outside(client: &async_nats::Client, subject: &str, queue: &str) -> Arc<AtomicUsize> {
-    let mut subscription = client.queue_subscribe(subject.to_owned(), queue.to_owned()).await.unwrap();
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = count.clone();
-    tokio::spawn(async move {
-        while let Some(message) = subscription.next().await {
-            counted.fetch_add(usize::from(message.payload == "count"), Ordering::SeqCst);
-        }
-    });
-    count
+    let subscription = client.queue_subscribe(subject.to_owned(), queue.to_owned()).await.unwrap();
+    count(subscription.map(|message| message.payload))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -232,10 +244,7 @@ async fn a_queue_group_on_all_sides_gets_each_message_once() {
         return;
     }
     const N: usize = 300;
-    let cluster = Cluster::start().await;
-    let (a, b) = (joined(options(&[&cluster.nodes[0].leafs])).await, joined(options(&[&cluster.nodes[1].leafs])).await);
-    let (left, right) = (a.router.connect("left", None), b.router.connect("right", None));
-    let outside = async_nats::connect(&cluster.nodes[2].clients).await.unwrap();
+    let Sides { cluster, left, right, outside, .. } = &Sides::start().await;
     let near = async_nats::connect(&cluster.nodes[0].clients).await.unwrap();
 
     // `every`: members everywhere; `far`: on the right and outside only; a plain one beside them
@@ -243,21 +252,21 @@ async fn a_queue_group_on_all_sides_gets_each_message_once() {
         counting(left.subscribe("call.*", Some("every")).await.unwrap()),
         counting(left.subscribe("call.x", Some("every")).await.unwrap()),
         counting(right.subscribe("call.x", Some("every")).await.unwrap()),
-        counting_outside(&outside, "call.x", "every").await,
+        counting_outside(outside, "call.x", "every").await,
         counting_outside(&near, "call.>", "every").await,
     ];
-    let far = [counting(right.subscribe("call.x", Some("far")).await.unwrap()), counting_outside(&outside, "call.*", "far").await];
+    let far = [counting(right.subscribe("call.x", Some("far")).await.unwrap()), counting_outside(outside, "call.*", "far").await];
     let plain = [counting(left.subscribe("call.x", None).await.unwrap()), counting(right.subscribe("call.>", None).await.unwrap())];
     near.flush().await.unwrap();
     outside.flush().await.unwrap();
-    for (from, at) in [(&left, &right), (&right, &left)] {
+    for (from, at) in [(left, right), (right, left)] {
         known(from, at).await;
     }
-    for client in [&outside, &near] {
-        known_from(&left, client).await;
-        known_from(&right, client).await;
-        known_to(client, &left).await;
-        known_to(client, &right).await;
+    for client in [outside, &near] {
+        known_from(left, client).await;
+        known_from(right, client).await;
+        known_to(client, left).await;
+        known_to(client, right).await;
     }
 
     let sum = |counts: &[Arc<AtomicUsize>]| counts.iter().map(|count| count.load(Ordering::SeqCst)).sum::<usize>();
@@ -280,10 +289,10 @@ async fn a_queue_group_on_all_sides_gets_each_message_once() {
         }
     }
     // what would come twice comes at once; a round trip on every way lets it
-    known(&left, &right).await;
-    known(&right, &left).await;
-    known_to(&outside, &left).await;
-    known_from(&left, &outside).await;
+    known(left, right).await;
+    known(right, left).await;
+    known_to(outside, left).await;
+    known_from(left, outside).await;
     assert_eq!((sum(&every), sum(&far), sum(&plain)), (total, total, 2 * total));
 }
 

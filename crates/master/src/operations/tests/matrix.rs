@@ -54,6 +54,14 @@ impl Case {
         world
     }
 
+    /// Begins the operation, and waits until the host hangs in this verb.
+    async fn hang(self, world: &World, verb: &'static str, fault: Fault) -> OperationView {
+        world.host.fault(verb, fault);
+        let begun = world.begin(self.kind, self.start).await;
+        world.host.until_hanging().await;
+        begun
+    }
+
     fn steps(self) -> Vec<Step> {
         plan::of(self.kind, self.start).steps.iter().copied().filter(|step| verb(*step).is_some()).collect()
     }
@@ -172,9 +180,7 @@ async fn the_master_dies_at_each_step() {
         for step in case.steps() {
             for fault in [Fault::Hang, Fault::DoAndHang] {
                 let mut world = case.world().await;
-                world.host.fault(verb(step).unwrap(), fault.clone());
-                let begun = world.begin(case.kind, case.start).await;
-                world.host.until_hanging().await;
+                let begun = case.hang(&world, verb(step).unwrap(), fault.clone()).await;
                 let version = world.operation(begun.id).await.version;
                 world.crash_and_boot().await;
                 let end = world.end(begun.id).await;
@@ -197,9 +203,7 @@ async fn the_master_dies_at_each_undo_step() {
             }
             let mut world = case.world().await;
             world.host.fault(verb(failing).unwrap(), Fault::DoAndRefuse(refusal()));
-            world.host.fault(undo, Fault::DoAndHang);
-            let begun = world.begin(case.kind, case.start).await;
-            world.host.until_hanging().await;
+            let begun = case.hang(&world, undo, Fault::DoAndHang).await;
             world.crash_and_boot().await;
             let end = world.end(begun.id).await;
             assert_eq!(end.status, OperationStatus::Failed);
@@ -214,9 +218,7 @@ async fn each_step_is_cancelled() {
         for step in case.steps() {
             for fault in [Fault::Hang, Fault::DoAndHang] {
                 let mut world = case.world().await;
-                world.host.fault(verb(step).unwrap(), fault.clone());
-                let begun = world.begin(case.kind, case.start).await;
-                world.host.until_hanging().await;
+                let begun = case.hang(&world, verb(step).unwrap(), fault.clone()).await;
                 let answer = world.projects().executor.cancel(begun.id).await.expect("it runs");
                 let what = format!("cancelled at {step:?} ({fault:?})");
                 if case.may_go_back(step) {

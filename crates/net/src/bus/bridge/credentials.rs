@@ -81,12 +81,12 @@ impl Credentials {
         match self {
             Self::Nothing => {}
             Self::User(user, password) => (connect.user, connect.pass) = (Some(user.clone()), Some(password.clone())),
-            Self::Token(token) => connect.auth_token = Some(token.clone()),
+            Self::Token(token) => connect.proof.auth_token = Some(token.clone()),
             Self::Nkey(seed) => {
                 let (key, signature) = signed(seed)?;
-                (connect.nkey, connect.sig) = (Some(key), Some(signature));
+                (connect.proof.nkey, connect.proof.sig) = (Some(key), Some(signature));
             }
-            Self::Jwt(jwt, seed) => (connect.jwt, connect.sig) = (Some(jwt.clone()), Some(signed(seed)?.1)),
+            Self::Jwt(jwt, seed) => (connect.proof.jwt, connect.proof.sig) = (Some(jwt.clone()), Some(signed(seed)?.1)),
         }
         Ok(())
     }
@@ -106,13 +106,13 @@ mod tests {
     fn forms() {
         let user = connect("atoll:a:b c\n").unwrap();
         assert_eq!((user.user.as_deref(), user.pass.as_deref()), (Some("atoll"), Some("a:b c")));
-        assert_eq!(connect("  token \n").unwrap().auth_token.as_deref(), Some("token"));
+        assert_eq!(connect("  token \n").unwrap().proof.auth_token.as_deref(), Some("token"));
 
         let key = KeyPair::new_user();
         let seed = key.seed().unwrap();
         let nkey = connect(&format!("{seed}\n")).unwrap();
-        assert_eq!(nkey.nkey, Some(key.public_key()));
-        let signature = URL_SAFE_NO_PAD.decode(nkey.sig.unwrap()).unwrap();
+        assert_eq!(nkey.proof.nkey, Some(key.public_key()));
+        let signature = URL_SAFE_NO_PAD.decode(nkey.proof.sig.unwrap()).unwrap();
         key.verify(b"nonce", &signature).unwrap();
 
         let creds = format!(
@@ -120,8 +120,8 @@ mod tests {
              -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         );
         let jwt = connect(&creds).unwrap();
-        assert_eq!(jwt.jwt.as_deref(), Some("eyJ0.x.y"));
-        assert!(jwt.sig.is_some() && jwt.nkey.is_none());
+        assert_eq!(jwt.proof.jwt.as_deref(), Some("eyJ0.x.y"));
+        assert!(jwt.proof.sig.is_some() && jwt.proof.nkey.is_none());
 
         for bad in ["", "\n", ":x", "a\nb", "-----BEGIN NATS USER JWT-----\nx\n", &creds.replace(&seed, "SUAB")] {
             assert!(Credentials::parse(bad).is_none(), "{bad:?}");

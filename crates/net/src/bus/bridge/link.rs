@@ -12,9 +12,10 @@ use super::{
 };
 use crate::bus::{
     lookup::Matched,
-    outbound::{Frame, Outbound, Pushed, Wakers},
+    outbound::{Outbound, Pushed, Wakers},
     session::{Publication, Sub},
     trie::{Leaf, PatternSet, Trie},
+    wire::Frame,
 };
 
 /// A router's bridge, for as long as the router lives.

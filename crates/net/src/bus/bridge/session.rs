@@ -120,7 +120,7 @@ fn hello(router: &Router, options: &BridgeOptions, credentials: &Credentials, in
         ..LeafConnect::default()
     };
     credentials.sign(&info.nonce, &mut connect).map_err(|error| Ended::Refused(error.message))?;
-    connect.line().map_err(|error| Ended::Failed(error.to_string()))
+    Ok(connect.line())
 }
 
 struct Session {

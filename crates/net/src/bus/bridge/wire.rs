@@ -12,10 +12,10 @@
 //! | `LMSG subject \| queue… size` | likewise, without a reply subject |
 //! | `HMSG …` | the same forms, with the headers' size before the whole size |
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::bus::wire::{Malformed, Step, number};
+use crate::bus::wire::{Malformed, Proof, Reading, Sizes, Step, error_text, json_line};
 
 /// One operation of a hub, borrowed from the buffer.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,10 +67,8 @@ pub(super) struct LeafMessage<'a> {
 /// Reads a hub's operations from a growing buffer.
 #[derive(Debug)]
 pub(super) struct LeafParser {
-    max_line: usize,
-    /// Messages above this are passed over.
-    max_payload: usize,
-    need: usize,
+    /// Messages above its bound are passed over.
+    reading: Reading,
     /// Bytes of a message that are still to be passed over.
     skip: usize,
 }
@@ -80,18 +78,17 @@ const ABSURD: usize = 64 << 20;
 
 impl LeafParser {
     pub(super) fn new(max_line: usize, max_payload: usize) -> Self {
-        Self { max_line, max_payload, need: 0, skip: 0 }
+        Self { reading: Reading::new(max_line, max_payload), skip: 0 }
     }
 
     pub(super) fn step<'a>(&mut self, buffer: &'a [u8]) -> Result<Step<LeafOp<'a>>, Malformed> {
         if self.skip > 0 {
             return Ok(self.pass_over(buffer));
         }
-        if buffer.len() < self.need {
-            return Ok(Step::Need(self.need));
-        }
-        self.need = 0;
-        let Some((line, next)) = super::super::wire::line(buffer, self.max_line)? else { return Ok(Step::Need(buffer.len() + 1)) };
+        let (line, next) = match self.reading.line(buffer)? {
+            Step::Op { op, consumed } => (op, consumed),
+            Step::Need(bytes) => return Ok(Step::Need(bytes)),
+        };
         let op = if let Some(rest) = line.strip_prefix(b"LMSG ") {
             return self.message(buffer, rest, next, false);
         } else if let Some(rest) = line.strip_prefix(b"HMSG ") {
@@ -103,7 +100,7 @@ impl LeafParser {
         } else if let Some(rest) = line.strip_prefix(b"INFO ") {
             LeafOp::Info(rest.trim_ascii())
         } else if let Some(rest) = line.strip_prefix(b"-ERR") {
-            LeafOp::Err(std::str::from_utf8(rest.trim_ascii()).map_err(|_| Malformed::Operation)?.trim_matches('\''))
+            LeafOp::Err(error_text(rest)?)
         } else {
             match line {
                 b"PING" => LeafOp::Ping,
@@ -126,12 +123,8 @@ impl LeafParser {
 
     fn message<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<LeafOp<'a>>, Malformed> {
         let args: Vec<&[u8]> = rest.split(u8::is_ascii_whitespace).filter(|arg| !arg.is_empty()).collect();
-        let sizes = 1 + usize::from(with_headers);
-        let names = args.len().checked_sub(sizes).ok_or(Malformed::Operation)?;
-        let (names, sizes) = args.split_at(names);
-        let total = number(sizes[sizes.len() - 1])?;
-        let head = if with_headers { number(sizes[0])? } else { 0 };
-        if total > ABSURD {
+        let (names, sizes) = Sizes::split(&args, with_headers)?;
+        if sizes.total > ABSURD {
             return Err(Malformed::Payload);
         }
         let (reply, queues) = match names {
@@ -145,16 +138,12 @@ impl LeafParser {
             let queues = queues.iter().map(|queue| std::str::from_utf8(queue)).collect::<Result<Vec<_>, _>>()?;
             Ok((std::str::from_utf8(names[0])?, reply.map(std::str::from_utf8).transpose()?, queues))
         };
-        let Ok((subject, reply, queues)) = texts() else { return Ok(self.leave_out(next, total)) };
-        if total > self.max_payload {
-            return Ok(self.leave_out(next, total));
+        let Ok((subject, reply, queues)) = texts() else { return Ok(self.leave_out(next, sizes.total)) };
+        if sizes.total > self.reading.max_payload {
+            return Ok(self.leave_out(next, sizes.total));
         }
-        let Some((headers, payload)) = super::super::wire::body(buffer, next, head, total, self.max_payload)? else {
-            self.need = next + total + 2;
-            return Ok(Step::Need(self.need));
-        };
-        let op = LeafOp::Message(LeafMessage { subject, reply, queues, headers, payload });
-        Ok(Step::Op { op, consumed: next + total + 2 })
+        let message = |(headers, payload)| LeafOp::Message(LeafMessage { subject, reply, queues, headers, payload });
+        Ok(self.reading.message(buffer, next, sizes)?.map(message))
     }
 
     fn leave_out<'a>(&mut self, line: usize, total: usize) -> Step<LeafOp<'a>> {
@@ -217,23 +206,14 @@ pub(super) struct LeafConnect {
     pub user: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub auth_token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub jwt: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nkey: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sig: Option<String>,
+    #[serde(flatten)]
+    pub proof: Proof,
 }
 
 impl LeafConnect {
     /// The CONNECT line.
-    pub(super) fn line(&self) -> Result<Bytes, serde_json::Error> {
-        let mut line = BytesMut::from(&b"CONNECT "[..]);
-        line.extend_from_slice(&serde_json::to_vec(self)?);
-        line.extend_from_slice(b"\r\n");
-        Ok(line.freeze())
+    pub(super) fn line(&self) -> Bytes {
+        json_line(b"CONNECT ", self)
     }
 }
 
@@ -242,29 +222,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bus::wire;
 
     fn all(chunks: &[&[u8]]) -> Vec<String> {
         let mut parser = LeafParser::new(128, 32);
-        let (mut buffer, mut found) = (Vec::new(), Vec::new());
-        for chunk in chunks {
-            buffer.extend_from_slice(chunk);
-            loop {
-                match parser.step(&buffer) {
-                    // how many pieces the rest of a large message comes in is the network's choice
-                    Ok(Step::Op { op: LeafOp::Passed(Passed::Rest), consumed }) => drop(buffer.drain(..consumed)),
-                    Ok(Step::Op { op, consumed }) => {
-                        found.push(format!("{op:?}"));
-                        buffer.drain(..consumed);
-                    }
-                    Ok(Step::Need(_)) => break,
-                    Err(error) => {
-                        found.push(error.to_string());
-                        return found;
-                    }
-                }
-            }
-        }
-        found
+        let text = |op: LeafOp<'_>| match op {
+            LeafOp::Passed(Passed::Rest) => None, // how many pieces the rest of a large message comes in is the network's choice
+            op => Some(format!("{op:?}")),
+        };
+        wire::all(|buffer| Ok(parser.step(buffer)?.map(text)), chunks.iter().copied())
     }
 
     fn message<'a>(subject: &'a str, reply: Option<&'a str>, queues: &[&'a str]) -> LeafOp<'a> {
@@ -331,7 +297,7 @@ mod tests {
     #[test]
     fn connect_has_no_lang() {
         let connect = LeafConnect { name: "n".into(), user: Some("u".into()), headers: true, version: "2.10.0", ..LeafConnect::default() };
-        let line = connect.line().unwrap();
+        let line = connect.line();
         let json = std::str::from_utf8(&line).unwrap().strip_prefix("CONNECT ").unwrap();
         assert_eq!(
             json,

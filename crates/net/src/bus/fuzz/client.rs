@@ -9,7 +9,7 @@ use super::script::{Act, acts};
 use crate::bus::{
     Conn, Message,
     client::{self, Options},
-    wire::{ServerParser, Step},
+    wire::{ServerParser, Step, all},
 };
 
 /// Bounds that an input reaches.
@@ -27,28 +27,14 @@ pub(crate) fn parser(data: &[u8]) {
 
 fn operations<'a>(chunks: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
     let mut parser = ServerParser::new(MAX_LINE, MAX_PAYLOAD);
-    let (mut buffer, mut found) = (Vec::new(), Vec::new());
-    for chunk in chunks {
-        buffer.extend_from_slice(chunk);
-        loop {
-            match parser.step(&buffer) {
-                Ok(Step::Op { op, consumed }) => {
-                    assert!(0 < consumed && consumed <= buffer.len());
-                    found.push(format!("{op:?}"));
-                    buffer.drain(..consumed);
-                }
-                Ok(Step::Need(need)) => {
-                    assert!(need > buffer.len() && need <= 2 * MAX_LINE + MAX_PAYLOAD, "{need} for {}", buffer.len());
-                    break;
-                }
-                Err(error) => {
-                    found.push(error.to_string());
-                    return found;
-                }
-            }
+    let step = |buffer: &[u8]| {
+        let step = parser.step(buffer)?;
+        if let Step::Need(need) = step {
+            assert!(need <= 2 * MAX_LINE + MAX_PAYLOAD, "{need} for {}", buffer.len());
         }
-    }
-    found
+        Ok(step.map(|op| Some(format!("{op:?}"))))
+    };
+    all(step, chunks)
 }
 
 /// A client that subscribes and asks while the server says what the input has. It ends, or serves on; every wait of it is over in time.

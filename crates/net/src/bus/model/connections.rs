@@ -55,6 +55,33 @@ fn sub(session: &Arc<Session>, sid: &[u8], max: usize) -> Arc<Sub> {
     sub
 }
 
+/// A router, a connection that publishes, and who is to get it.
+fn scene() -> (Arc<Router>, Arc<Session>, Connection) {
+    let router = router(10);
+    let (receiver, publisher) = (receiver(&router), connected(&router));
+    (router, receiver, publisher)
+}
+
+fn subscribed(router: &Router, session: &Arc<Session>, max: usize) -> Arc<Sub> {
+    let sub = sub(session, b"1", max);
+    assert!(router.insert(&sub));
+    sub
+}
+
+/// Does something in a thread of its own, which tells when it is done.
+fn apart<T: 'static>(act: impl FnOnce() -> T + 'static) -> (Arc<AtomicBool>, thread::JoinHandle<T>) {
+    let done = Arc::new(AtomicBool::new(false));
+    let acting = thread::spawn({
+        let done = done.clone();
+        move || {
+            let made = act();
+            done.store(true, Ordering::Release);
+            made
+        }
+    });
+    (done, acting)
+}
+
 fn publish(connection: &mut Connection) {
     let publish = Publish { subject: b"a.x", reply: None, headers: b"", with_headers: false, payload: b"x" };
     connection.operation(ClientOp::Publish(publish), None).unwrap();
@@ -73,21 +100,15 @@ fn nothing_is_left(router: &Router) {
 #[test]
 fn what_is_published_after_a_subscription_reaches_it_whatever_the_publisher_remembers() {
     explore(|| {
-        let router = router(10);
-        let (receiver, mut publisher) = (receiver(&router), connected(&router));
-        let subscribed = Arc::new(AtomicBool::new(false));
-        let subscriber = thread::spawn({
-            let (router, subscribed, sub) = (router.clone(), subscribed.clone(), sub(&receiver, b"1", 0));
-            move || {
-                assert!(router.insert(&sub));
-                subscribed.store(true, Ordering::Release);
-                sub
-            }
+        let (router, receiver, mut publisher) = scene();
+        let (is_subscribed, subscriber) = apart({
+            let (router, receiver) = (router.clone(), receiver.clone());
+            move || subscribed(&router, &receiver, 0)
         });
         publish(&mut publisher); // remembers who is there, or that nobody is
-        let (before, subscribed) = (got(&receiver), subscribed.load(Ordering::Acquire));
+        let (before, is_subscribed) = (got(&receiver), is_subscribed.load(Ordering::Acquire));
         publish(&mut publisher);
-        assert!(!subscribed || got(&receiver) == before + 1, "it was subscribed and didn't get the message");
+        assert!(!is_subscribed || got(&receiver) == before + 1, "it was subscribed and didn't get the message");
         let sub = subscriber.join().unwrap();
         let before = got(&receiver);
         publish(&mut publisher);
@@ -100,18 +121,12 @@ fn what_is_published_after_a_subscription_reaches_it_whatever_the_publisher_reme
 #[test]
 fn what_is_published_after_an_unsubscription_doesnt_reach_it() {
     explore(|| {
-        let router = router(10);
-        let (receiver, mut publisher) = (receiver(&router), connected(&router));
-        let sub = sub(&receiver, b"1", 0);
-        assert!(router.insert(&sub));
+        let (router, receiver, mut publisher) = scene();
+        let sub = subscribed(&router, &receiver, 0);
         publish(&mut publisher);
-        let removed = Arc::new(AtomicBool::new(false));
-        let remover = thread::spawn({
-            let (router, removed) = (router.clone(), removed.clone());
-            move || {
-                router.remove(&sub);
-                removed.store(true, Ordering::Release);
-            }
+        let (removed, remover) = apart({
+            let router = router.clone();
+            move || router.remove(&sub)
         });
         publish(&mut publisher);
         let (before, removed) = (got(&receiver), removed.load(Ordering::Acquire));
@@ -125,10 +140,8 @@ fn what_is_published_after_an_unsubscription_doesnt_reach_it() {
 #[test]
 fn a_subscription_that_ends_by_itself_and_by_others_ends_once() {
     explore(|| {
-        let router = router(10);
-        let (receiver, mut publisher) = (receiver(&router), connected(&router));
-        let sub = sub(&receiver, b"1", 1);
-        assert!(router.insert(&sub));
+        let (router, receiver, mut publisher) = scene();
+        let sub = subscribed(&router, &receiver, 1);
         receiver.held().subs.insert(b"1"[..].into(), sub.clone());
         let publishing = thread::spawn(move || {
             publish(&mut publisher);
@@ -213,18 +226,12 @@ fn no_subscription_outlives_its_grant() {
 #[test]
 fn nothing_is_published_in_the_name_of_a_grant_that_is_gone() {
     explore(|| {
-        let router = router(10);
-        let (receiver, mut publisher) = (receiver(&router), connected(&router));
-        let sub = sub(&receiver, b"1", 0);
-        assert!(router.insert(&sub));
+        let (router, receiver, mut publisher) = scene();
+        let sub = subscribed(&router, &receiver, 0);
         publish(&mut publisher);
-        let closed = Arc::new(AtomicBool::new(false));
-        let closing = thread::spawn({
-            let (router, closed) = (router.clone(), closed.clone());
-            move || {
-                router.close_grant("a");
-                closed.store(true, Ordering::Release);
-            }
+        let (closed, closing) = apart({
+            let router = router.clone();
+            move || router.close_grant("a")
         });
         let (before, closed) = (got(&receiver), closed.load(Ordering::Acquire));
         publish(&mut publisher); // in the middle of a batch: nobody has looked at the rights since

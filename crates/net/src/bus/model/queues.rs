@@ -17,7 +17,8 @@ use crate::bus::{
     Message,
     budget::Budget,
     inlet::{Inlet, Replies},
-    outbound::{Ending, Frame, Outbound, Pushed, Taken, Wakers},
+    outbound::{Ending, Outbound, Pushed, Taken, Wakers},
+    wire::Frame,
 };
 
 const FRAME: Frame<'static> =

@@ -1,6 +1,9 @@
 //! What clients send.
 
-use super::{Malformed, Step, args, blank, body, line, number};
+use super::{
+    Malformed, Step,
+    reading::{Reading, Sizes, args, blank, number},
+};
 
 /// One operation of a client, borrowed from the buffer. Subjects and the like are as they came: nobody has judged them yet.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,8 +24,6 @@ pub(crate) enum ClientOp<'a> {
     },
     Ping,
     Pong,
-    /// Something else than CONNECT from a client that has to say that first; no more of it is read.
-    Early,
     /// `+OK`, which a client may send and nobody needs.
     Ok,
 }
@@ -48,37 +49,37 @@ impl Publish<'_> {
 /// Reads clients' operations from a growing buffer.
 #[derive(Debug)]
 pub(crate) struct ClientParser {
-    max_line: usize,
-    max_payload: usize,
+    reading: Reading,
     /// Whether CONNECT has to come first.
     only_connect: bool,
-    /// Known from a PUB line whose payload hasn't all arrived, so that the line isn't read again at every packet.
-    need: usize,
 }
 
 impl ClientParser {
     pub(crate) fn new(max_line: usize, max_payload: usize) -> Self {
-        Self { max_line, max_payload, only_connect: false, need: 0 }
+        Self { reading: Reading::new(max_line, max_payload), only_connect: false }
     }
 
-    /// Whether anything but CONNECT is [`ClientOp::Early`]. Nobody unknown gets memory for a payload.
+    /// Whether anything but CONNECT is [`Malformed::Early`]. It is refused here and nowhere else, by its first word: nobody unknown gets memory for a
+    /// payload, or hears what is wrong with the rest of a line.
     pub(crate) fn only_connect(&mut self, only_connect: bool) {
         self.only_connect = only_connect;
     }
 
     /// Looks at the buffer's beginning.
     pub(crate) fn step<'a>(&mut self, buffer: &'a [u8]) -> Result<Step<ClientOp<'a>>, Malformed> {
-        if buffer.len() < self.need {
-            return Ok(Step::Need(self.need));
-        }
-        self.need = 0;
-        let Some((line, next)) = line(buffer, self.max_line)? else {
-            plausible(buffer)?;
-            return Ok(Step::Need(buffer.len() + 1));
+        let (line, next) = match self.reading.line(buffer)? {
+            Step::Op { op, consumed } => (op, consumed),
+            Step::Need(bytes) => {
+                // a message whose line has been read is
+                if !plausible(buffer) {
+                    return Err(if self.only_connect { Malformed::Early } else { Malformed::Operation });
+                }
+                return Ok(Step::Need(bytes));
+            }
         };
         let (name, rest) = split_name(line);
         let op = match name.len() {
-            _ if self.only_connect && !name.eq_ignore_ascii_case(b"CONNECT") => ClientOp::Early,
+            _ if self.only_connect && !name.eq_ignore_ascii_case(b"CONNECT") => return Err(Malformed::Early),
             3 if name.eq_ignore_ascii_case(b"PUB") => return self.publish(buffer, rest, next, false),
             4 if name.eq_ignore_ascii_case(b"HPUB") => return self.publish(buffer, rest, next, true),
             3 if name.eq_ignore_ascii_case(b"SUB") => match args::<3>(rest)? {
@@ -103,20 +104,14 @@ impl ClientParser {
 
     fn publish<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<ClientOp<'a>>, Malformed> {
         let (all, count) = args::<4>(rest)?;
-        let (subject, reply, head, total) = match (with_headers, count) {
-            (false, 2) => (all[0], None, 0, number(all[1])?),
-            (false, 3) => (all[0], Some(all[1]), 0, number(all[2])?),
-            (true, 3) => (all[0], None, number(all[1])?, number(all[2])?),
-            (true, 4) => (all[0], Some(all[1]), number(all[2])?, number(all[3])?),
+        let (names, sizes) = Sizes::split(&all[..count], with_headers)?;
+        let (subject, reply) = match *names {
+            [subject] => (subject, None),
+            [subject, reply] => (subject, Some(reply)),
             _ => return Err(Malformed::Operation),
         };
-        let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
-            // looked at again as soon as the end's first byte is there, so that a wrong one is told at once
-            self.need = (next + total + 1).max(buffer.len() + 1);
-            return Ok(Step::Need(next + total + 2));
-        };
-        let op = ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
-        Ok(Step::Op { op, consumed: next + total + 2 })
+        let publish = |(headers, payload)| ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
+        Ok(self.reading.message(buffer, next, sizes)?.map(publish))
     }
 }
 
@@ -126,7 +121,7 @@ fn split_name(line: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Whether a line that hasn't ended can still become an operation: what speaks another protocol is told at once.
-fn plausible(start: &[u8]) -> Result<(), Malformed> {
+fn plausible(start: &[u8]) -> bool {
     const NAMES: [&[u8]; 8] = [b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"+OK"];
     let start = start.strip_suffix(b"\r").unwrap_or(start);
     let (name, rest) = split_name(start);
@@ -134,39 +129,17 @@ fn plausible(start: &[u8]) -> Result<(), Malformed> {
         let known = if rest.is_empty() { known.get(..name.len()) } else { Some(*known) };
         known.is_some_and(|known| known.eq_ignore_ascii_case(name))
     };
-    if NAMES.iter().any(fits) { Ok(()) } else { Err(Malformed::Operation) }
+    NAMES.iter().any(fits)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::reading, *};
 
-    /// All operations of these bytes as text, or the error that ends them.
     fn all(parser: &mut ClientParser, chunks: &[&[u8]]) -> Vec<String> {
-        let mut buffer = Vec::new();
-        let mut found = Vec::new();
-        for chunk in chunks {
-            buffer.extend_from_slice(chunk);
-            loop {
-                match parser.step(&buffer) {
-                    Ok(Step::Op { op, consumed }) => {
-                        found.push(format!("{op:?}"));
-                        buffer.drain(..consumed);
-                    }
-                    Ok(Step::Need(need)) => {
-                        assert!(need > buffer.len());
-                        break;
-                    }
-                    Err(error) => {
-                        found.push(error.to_string());
-                        return found;
-                    }
-                }
-            }
-        }
-        found
+        reading::all(|buffer| Ok(parser.step(buffer)?.map(|op| Some(format!("{op:?}")))), chunks.iter().copied())
     }
 
     fn parser() -> ClientParser {
@@ -194,6 +167,21 @@ mod tests {
         assert_eq!(one("unsub 1 -5\n"), [format!("{:?}", ClientOp::Unsubscribe { sid: b"1", max: None })]);
         assert_eq!(one("sub a\r1\r\r\n"), [format!("{:?}", ClientOp::Subscribe { subject: b"a", queue: None, sid: b"1" })]);
         assert_eq!(one("ping\r\nPONG\r\n+ok\r\n"), ["Ping", "Pong", "Ok"]);
+    }
+
+    #[test]
+    fn before_connect_nothing_else_is_read() {
+        let early = |text: &str| {
+            let mut parser = parser();
+            parser.only_connect(true);
+            all(&mut parser, &[text.as_bytes()])
+        };
+        for text in ["PING\r\n", "PUB a 2\r\n", "PUB a 33\r\n", "SUB\r\n", "GET / HTTP/1.1\r\n", "GE", "\r\n"] {
+            assert_eq!(early(text), ["Authorization Violation"], "{text:?}");
+        }
+        assert_eq!(early(&format!("PUB {}", "a".repeat(64))), ["maximum control line exceeded"]);
+        assert!(early("PU").is_empty(), "it may still go on");
+        assert_eq!(early("connect {}\r\nPING\r\n"), [&*format!("{:?}", ClientOp::Connect(b" {}")), "Authorization Violation"]);
     }
 
     #[test]

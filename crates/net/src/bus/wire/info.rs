@@ -56,9 +56,16 @@ pub(crate) struct Connect {
     pub protocol: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(flatten)]
+    pub proof: Proof,
+}
+
+/// What a CONNECT shows for whoever it says it is.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Proof {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth_token: Option<String>,
-    /// Taken for a token, so that clients which know no `auth_token` can present one.
+    /// Taken for a token by this bus, so that clients which know no `auth_token` can present one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,10 +105,7 @@ impl Default for Connect {
             version: String::new(),
             protocol: 0,
             name: None,
-            auth_token: None,
-            jwt: None,
-            nkey: None,
-            sig: None,
+            proof: Proof::default(),
         }
     }
 }
@@ -132,10 +136,11 @@ impl Connect {
         set(&mut self.version, said.version);
         set(&mut self.protocol, said.protocol);
         self.name = said.name.or(self.name.take());
-        self.auth_token = said.auth_token.or(self.auth_token.take());
-        self.jwt = said.jwt.or(self.jwt.take());
-        self.nkey = said.nkey.or(self.nkey.take());
-        self.sig = said.sig.or(self.sig.take());
+        let proof = &mut self.proof;
+        proof.auth_token = said.auth_token.or(proof.auth_token.take());
+        proof.jwt = said.jwt.or(proof.jwt.take());
+        proof.nkey = said.nkey.or(proof.nkey.take());
+        proof.sig = said.sig.or(proof.sig.take());
         Ok(())
     }
 
@@ -144,7 +149,8 @@ impl Connect {
     }
 }
 
-fn json_line(name: &[u8], value: &impl Serialize) -> Bytes {
+/// A line with one JSON document.
+pub(crate) fn json_line(name: &[u8], value: &impl Serialize) -> Bytes {
     let mut out = BytesMut::with_capacity(512).writer();
     out.get_mut().put_slice(name);
     // strings, numbers and booleans in a struct: there is nothing here that JSON couldn't hold

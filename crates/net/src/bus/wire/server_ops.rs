@@ -1,6 +1,9 @@
 //! What a server sends, read by our own client.
 
-use super::{Malformed, Step, args, body, line, number};
+use super::{
+    Malformed, Step,
+    reading::{Reading, Sizes, args, error_text, number, text},
+};
 
 /// One operation of a server, borrowed from the buffer.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,22 +28,19 @@ pub(crate) enum ServerOp<'a> {
 /// Reads a server's operations from a growing buffer. The bounds are the client's own: a server that exceeds them isn't trusted further.
 #[derive(Debug)]
 pub(crate) struct ServerParser {
-    max_line: usize,
-    max_payload: usize,
-    need: usize,
+    reading: Reading,
 }
 
 impl ServerParser {
     pub(crate) fn new(max_line: usize, max_payload: usize) -> Self {
-        Self { max_line, max_payload, need: 0 }
+        Self { reading: Reading::new(max_line, max_payload) }
     }
 
     pub(crate) fn step<'a>(&mut self, buffer: &'a [u8]) -> Result<Step<ServerOp<'a>>, Malformed> {
-        if buffer.len() < self.need {
-            return Ok(Step::Need(self.need));
-        }
-        self.need = 0;
-        let Some((line, next)) = line(buffer, self.max_line)? else { return Ok(Step::Need(buffer.len() + 1)) };
+        let (line, next) = match self.reading.line(buffer)? {
+            Step::Op { op, consumed } => (op, consumed),
+            Step::Need(bytes) => return Ok(Step::Need(bytes)),
+        };
         let op = if let Some(rest) = line.strip_prefix(b"MSG ") {
             return self.message(buffer, rest, next, false);
         } else if let Some(rest) = line.strip_prefix(b"HMSG ") {
@@ -48,7 +48,7 @@ impl ServerParser {
         } else if let Some(rest) = line.strip_prefix(b"INFO ") {
             ServerOp::Info(rest)
         } else if let Some(rest) = line.strip_prefix(b"-ERR") {
-            ServerOp::Err(text(rest.trim_ascii())?.trim_matches('\''))
+            ServerOp::Err(error_text(rest)?)
         } else {
             match line {
                 b"PING" => ServerOp::Ping,
@@ -62,53 +62,30 @@ impl ServerParser {
 
     fn message<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<ServerOp<'a>>, Malformed> {
         let (all, count) = args::<5>(rest)?;
-        let (reply, head, total) = match (with_headers, count) {
-            (false, 3) => (None, 0, number(all[2])?),
-            (false, 4) => (Some(text(all[2])?), 0, number(all[3])?),
-            (true, 4) => (None, number(all[2])?, number(all[3])?),
-            (true, 5) => (Some(text(all[2])?), number(all[3])?, number(all[4])?),
+        let (names, sizes) = Sizes::split(&all[..count], with_headers)?;
+        let (subject, sid, reply) = match names {
+            [subject, sid] => (subject, sid, None),
+            [subject, sid, reply] => (subject, sid, Some(text(reply)?)),
             _ => return Err(Malformed::Operation),
         };
-        let Some((headers, payload)) = body(buffer, next, head, total, self.max_payload)? else {
-            // as with what clients send: a wrong end is told at its first byte, however the bytes are split
-            self.need = (next + total + 1).max(buffer.len() + 1);
-            return Ok(Step::Need(next + total + 2));
+        let ((headers, payload), consumed) = match self.reading.message(buffer, next, sizes)? {
+            Step::Op { op, consumed } => (op, consumed),
+            Step::Need(bytes) => return Ok(Step::Need(bytes)),
         };
-        let (subject, sid) = (text(all[0])?, number(all[1])? as u64);
-        Ok(Step::Op { op: ServerOp::Message { subject, sid, reply, headers, payload }, consumed: next + total + 2 })
+        let (subject, sid) = (text(subject)?, number(sid)? as u64);
+        Ok(Step::Op { op: ServerOp::Message { subject, sid, reply, headers, payload }, consumed })
     }
-}
-
-fn text(bytes: &[u8]) -> Result<&str, Malformed> {
-    std::str::from_utf8(bytes).map_err(|_| Malformed::Operation)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::reading, *};
 
     fn all(chunks: &[&[u8]]) -> Vec<String> {
         let mut parser = ServerParser::new(64, 32);
-        let (mut buffer, mut found) = (Vec::new(), Vec::new());
-        for chunk in chunks {
-            buffer.extend_from_slice(chunk);
-            loop {
-                match parser.step(&buffer) {
-                    Ok(Step::Op { op, consumed }) => {
-                        found.push(format!("{op:?}"));
-                        buffer.drain(..consumed);
-                    }
-                    Ok(Step::Need(_)) => break,
-                    Err(error) => {
-                        found.push(error.to_string());
-                        return found;
-                    }
-                }
-            }
-        }
-        found
+        reading::all(|buffer| Ok(parser.step(buffer)?.map(|op| Some(format!("{op:?}")))), chunks.iter().copied())
     }
 
     #[test]
