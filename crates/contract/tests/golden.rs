@@ -243,6 +243,7 @@ fn every_error_code() {
         ErrorCode::NotRunning,
         ErrorCode::Unsupported,
         ErrorCode::InvalidConfig,
+        ErrorCode::Untrusted,
         ErrorCode::Unavailable,
         ErrorCode::Internal,
     ];

@@ -15,7 +15,7 @@ use atoll_net::{
     bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router},
     clock::SystemClock,
     streams::{Roots, StreamLimits, StreamService},
-    tls::ServerTls,
+    tls::{Protocol, ServerTls},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -54,7 +54,7 @@ impl Stand {
     async fn begin(certificate: Option<TempDir>) -> Self {
         let load = |directory: &TempDir| {
             let path = |name| directory.path().join(name);
-            Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), Arc::new(SystemClock)).unwrap())
+            Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), Protocol::Nats, Arc::new(SystemClock)).unwrap())
         };
         let tls = certificate.as_ref().map(load);
         let (tcp, websocket) = (listen(any()).await, listen(any()).await);
@@ -103,7 +103,7 @@ async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc
             Some(tls) => tokio::spawn(router.serve_tls(tcp, tls.clone(), auth.clone(), cancel.clone())),
             None => tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone())),
         };
-        let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, auth, cancel.clone()));
+        let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, None, auth, cancel.clone()));
         tokio::select! {
             _ = restart.next() => {}
             () = stop.cancelled() => return,
