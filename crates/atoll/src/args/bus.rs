@@ -38,10 +38,6 @@ pub struct BusServerArgs {
     /// File with a NATS user's JWT and seed, as `nsc` writes it
     #[arg(long, value_name = "FILE", requires = "server", conflicts_with_all = ["token_file", "user"])]
     pub creds: Option<std::path::PathBuf>,
-
-    /// File with the certificates (PEM) to trust for tls:// and wss:// besides the system's
-    #[arg(long, value_name = "FILE", requires = "server")]
-    pub ca_file: Option<std::path::PathBuf>,
 }
 
 /// Which bus to use.
