@@ -106,7 +106,7 @@ pub async fn join(config: &HostConfig, token: &str, clock: &dyn Clock) -> Result
     let (key, asked_before) = pending_key(&config.data_dir, &master_url, clock)?;
     let request = JoinRequest { token: token.trim().into(), name: config.name.clone(), public_key: key.public_key() };
     let trust = master_trust(config, &master_url)?;
-    let reply = post(&format!("{master_url}/v1/hosts/join"), &request, trust).await.map_err(|error| {
+    let reply = post(&master_url, &request, trust).await.map_err(|error| {
         if asked_before && matches!(error.code, ErrorCode::Unauthenticated | ErrorCode::AlreadyExists) {
             error.mend("An earlier join got no answer and may have spent its token. Make a new token (and, if the name is taken, join under another name).")
         } else {
@@ -153,10 +153,11 @@ pub(crate) fn master_trust(config: &HostConfig, url: &str) -> Result<Option<Clie
     })
 }
 
-async fn post(url: &str, request: &JoinRequest, trust: Option<ClientConfig>) -> Result<JoinReply, Error> {
+async fn post(master_url: &str, request: &JoinRequest, trust: Option<ClientConfig>) -> Result<JoinReply, Error> {
     const MAX_REPLY: usize = 256 << 10;
+    let url = &format!("{master_url}/v1/hosts/join");
     let unreachable = |error: reqwest::Error| {
-        if let Some(error) = tls::handshake_error(&format!("The master at {url}"), &error) {
+        if let Some(error) = tls::handshake_error(&format!("The master at {master_url}"), &error) {
             return error;
         }
         let mut why: &dyn std::error::Error = &error;

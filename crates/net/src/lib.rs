@@ -6,4 +6,6 @@ pub mod clock;
 pub mod http;
 pub mod remote;
 pub mod streams;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tls;

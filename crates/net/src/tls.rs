@@ -226,7 +226,8 @@ pub fn handshake_error(server: &str, error: &(dyn std::error::Error + 'static)) 
 /// Why a certificate isn't accepted, and what to do.
 fn distrust(why: &CertificateError) -> (String, &'static str) {
     match why {
-        CertificateError::UnknownIssuer => (
+        // the second: there is one of the same name, which is often the old one of somebody who has made a new one
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "its certificate is from an authority that isn't trusted here".into(),
             "If it is an authority of your own, name its certificate: --ca-file or ATOLL_CA_FILE, for a host host.master_ca_file.",
         ),
