@@ -42,7 +42,7 @@ pub async fn server(context: &Context, args: &BusServerArgs) -> Result<Option<Bu
 }
 
 /// Refuses secrets in the URL, which every process of the machine can read.
-fn check(url: &str) -> Result<()> {
+pub fn check(url: &str) -> Result<reqwest::Url> {
     let bad =
         || Error::invalid(format!("{:?} isn't a bus's URL.", shown(url))).mend("Write it as nats://NAME:PORT, or with tls, ws or wss.");
     let parsed = reqwest::Url::parse(url).map_err(|_| bad())?;
@@ -53,7 +53,7 @@ fn check(url: &str) -> Result<()> {
         return Err(Error::invalid("The URL has a secret in it, which others on this machine can see.")
             .mend("Give --token-file, or --user with --password-file."));
     }
-    Ok(())
+    Ok(parsed)
 }
 
 /// Without what could be a secret.
