@@ -286,6 +286,8 @@ fn every_command_does_tls_over_both_roads() {
         command.arg("bus").args(args).args(["--server", server]);
         command
     };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = Authority::new(elsewhere.path()).unwrap();
     for server in [&tls, &wss] {
         let trusting = |args: &[&str]| {
             let mut command = command(server, args);
@@ -313,7 +315,8 @@ fn every_command_does_tls_over_both_roads() {
         }
         // without trust nothing is said to it
         for args in [&["sub", "a"][..], &["pub", "a"], &["req", "a"], &["top"], &["bench"]] {
-            let output = command(server, &[args, &["--json"]].concat()).assert().code(6).get_output().clone();
+            let mut command = command(server, &[args, &["--json"]].concat());
+            let output = command.env("ATOLL_CA_FILE", stranger.ca_file()).assert().code(6).get_output().clone();
             let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|_| panic!("{args:?}: {}", text(&output.stderr)));
             assert_eq!((&error["code"], &error["retry"]), (&"untrusted".into(), &false.into()), "{args:?}");
             assert!(error["mend"].as_str().unwrap().contains("--ca-file"), "{error}");
