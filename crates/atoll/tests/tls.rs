@@ -145,7 +145,17 @@ fn a_cluster_with_an_authority_of_its_own() {
     // the authority is named once, and remembered with the login
     let ca_file = site.authority.ca_file();
     site.run(&[
-        "setup", "--master", &url, "--ca-file", "ca.pem", "--name", "ada", "--token-file", "master/setup-token", "--password-file", "password",
+        "setup",
+        "--master",
+        &url,
+        "--ca-file",
+        "ca.pem",
+        "--name",
+        "ada",
+        "--token-file",
+        "master/setup-token",
+        "--password-file",
+        "password",
     ]);
     assert_eq!(text(&site.run(&["whoami"]).stdout), format!("ada (admin) at {url}\n"));
     atoll(site.home.path()).arg("logout").assert().success();
@@ -207,7 +217,17 @@ fn up_with_certificates() {
     let url = first.split(' ').next().unwrap();
     assert!(url.starts_with("https://127.0.0.1:"), "{url}");
     site.run(&[
-        "setup", "--master", url, "--ca-file", "ca.pem", "--name", "ada", "--token-file", "master/setup-token", "--password-file", "password",
+        "setup",
+        "--master",
+        url,
+        "--ca-file",
+        "ca.pem",
+        "--name",
+        "ada",
+        "--token-file",
+        "master/setup-token",
+        "--password-file",
+        "password",
     ]);
     let list: Value = serde_json::from_slice(&site.run(&["host", "list", "--json"]).stdout).unwrap();
     assert_eq!(list["hosts"][0]["name"], "a");

@@ -98,7 +98,10 @@ impl HostConfig {
         if !self.public_url.is_empty() {
             check_url("public_url", &self.public_url, &["http", "https"])?;
             if self.tls_certificate.is_some() && self.public_url.starts_with("http://") {
-                return Err(invalid("public_url", "It begins with http://, and listen is encrypted (tls_certificate). Write https:// in it."));
+                return Err(invalid(
+                    "public_url",
+                    "It begins with http://, and listen is encrypted (tls_certificate). Write https:// in it.",
+                ));
             }
         } else if self.listen.ip().is_unspecified() {
             return Err(invalid("public_url", "It must be given when listen is all addresses, since users need one to connect to."));

@@ -167,9 +167,7 @@ async fn post(master_url: &str, request: &JoinRequest, trust: Option<ClientConfi
         Error::new(ErrorCode::Unavailable, format!("The master at {url} can't be asked: {why}."))
             .mend("Check master_url and that the master runs; then run the same command again.")
     };
-    let client = reqwest::Client::builder()
-        .timeout(Duration::from_secs(30))
-        .redirect(reqwest::redirect::Policy::none());
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none());
     let client = match trust {
         Some(trust) => client.tls_backend_preconfigured(trust),
         None => client.tls_certs_only([]),

@@ -13,8 +13,8 @@ use atoll_contract::{Error, ErrorCode, HostId, KeySet, host::HostFacts};
 use atoll_net::{
     bus::{BusLimits, Router},
     clock::SharedClock,
-    streams::{StreamLimits, StreamService},
     http::{self, HttpLimits},
+    streams::{StreamLimits, StreamService},
     tls::{Protocol, ServerTls},
 };
 use tokio::net::TcpListener;

@@ -60,13 +60,7 @@ const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\nc
 
 /// Serves until `cancel`, then lets requests that are under way end. Each request has its client's address as [`ConnectInfo`]. With `tls` all
 /// connections are encrypted: a client that speaks plain HTTP is told so and closed.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<ServerTls>>,
-    router: Router,
-    limits: HttpLimits,
-    cancel: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerTls>>, router: Router, limits: HttpLimits, cancel: CancellationToken) {
     let turns = Arc::new(Semaphore::new(limits.connections));
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
     loop {

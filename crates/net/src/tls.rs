@@ -361,7 +361,10 @@ mod tests {
         let told = |error: rustls::Error| handshake_error("The master at https://m", &wrap(error)).unwrap();
         let stranger = told(CertificateError::UnknownIssuer.into());
         assert_eq!((stranger.code, stranger.retry), (ErrorCode::Untrusted, false));
-        assert!(stranger.message.starts_with("The master at https://m isn't trusted") && stranger.mend.contains("--ca-file"), "{stranger:?}");
+        assert!(
+            stranger.message.starts_with("The master at https://m isn't trusted") && stranger.mend.contains("--ca-file"),
+            "{stranger:?}"
+        );
         assert!(told(CertificateError::NotValidForName.into()).message.contains("another name"));
         let plain = told(rustls::InvalidMessage::InvalidContentType.into());
         assert_eq!((plain.code, plain.message.as_str()), (ErrorCode::Unavailable, "The master at https://m doesn't speak TLS."));

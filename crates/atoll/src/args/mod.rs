@@ -23,8 +23,8 @@ Examples:
 
 Exit codes:
   0 done, 1 failed, 2 wrong usage or config, 3 not found, 4 not logged in or not allowed,
-  5 conflict or in progress, 6 unavailable or timed out. `exec` and `shell` pass the program's
-  code on; 125 is a failure of their own.
+  5 conflict or in progress, 6 unavailable, timed out or untrusted. `exec` and `shell` pass the
+  program's code on; 125 is a failure of their own.
 
 Environment:
   ATOLL_MASTER       the master's URL

@@ -89,7 +89,9 @@ impl Context {
         match credentials.masters.remove(&url) {
             None => Err(login(format!("You aren't logged in at {url}."))),
             Some(session) if session.expires_at <= self.clock.now() => Err(login(format!("Your session at {url} has ended."))),
-            Some(session) => Master::new(&url, Some(session.token), self.ca_file.as_ref().or(session.ca_file.as_ref()).map(PathBuf::as_path)),
+            Some(session) => {
+                Master::new(&url, Some(session.token), self.ca_file.as_ref().or(session.ca_file.as_ref()).map(PathBuf::as_path))
+            }
         }
     }
 }

@@ -176,7 +176,8 @@ fn bus(master: &Master, project: ProjectId, clock: &SharedClock, place: &Connect
 
 /// What is the same for every connection of this program's.
 fn common(options: ConnectOptions, url: &str, ca_file: Option<&Path>) -> Result<ConnectOptions> {
-    let options = options.name(concat!("atoll/", env!("CARGO_PKG_VERSION"))).connection_timeout(CONNECT_TIMEOUT).ignore_discovered_servers();
+    let options =
+        options.name(concat!("atoll/", env!("CARGO_PKG_VERSION"))).connection_timeout(CONNECT_TIMEOUT).ignore_discovered_servers();
     // nats:// is encrypted if the server wants it; the published client then takes the system's certificates by itself
     let encrypted = url.starts_with("wss://") || url.starts_with("tls://");
     Ok(if encrypted || ca_file.is_some() { options.tls_client_config(super::trusted(ca_file)?) } else { options })

@@ -112,7 +112,8 @@ mod tests {
     use super::*;
 
     fn some() -> Credentials {
-        let session = Session { name: "ada".into(), token: "secret".into(), expires_at: Timestamp::from_millis(5), ca_file: Some("/ca.pem".into()) };
+        let session =
+            Session { name: "ada".into(), token: "secret".into(), expires_at: Timestamp::from_millis(5), ca_file: Some("/ca.pem".into()) };
         Credentials { current: Some("http://a:1".into()), masters: BTreeMap::from([("http://a:1".into(), session)]) }
     }
 

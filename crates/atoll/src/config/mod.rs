@@ -193,7 +193,9 @@ fn public_url(settings: &Settings, name: &str, tls: &Tls) -> Result<Option<Strin
     let plain = url.as_deref().and_then(|url| url.get(..7)).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
     if plain && tls.certificate.is_some() {
         let section = name.split('.').next().unwrap_or_default();
-        return Err(settings.refuse(name, format!("begins with http://, but {section}.tls_certificate is set.")).mend("Write https:// in it."));
+        return Err(settings
+            .refuse(name, format!("begins with http://, but {section}.tls_certificate is set."))
+            .mend("Write https:// in it."));
     }
     Ok(url)
 }

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::ConnectOptions;
-use atoll_net::{bus::BusLimits, tls::{Protocol, ServerTls}};
+use atoll_net::{
+    bus::BusLimits,
+    tls::{Protocol, ServerTls},
+};
 use futures_util::StreamExt;
 use rustls::{
     ClientConfig, RootCertStore,

@@ -6,13 +6,7 @@ use crate::{
     tools,
 };
 
-async fn try_it(
-    client: &'static str,
-    program: &str,
-    encrypted: bool,
-    url: impl Fn(&Stand) -> String,
-    chromium: Option<&std::path::Path>,
-) {
+async fn try_it(client: &'static str, program: &str, encrypted: bool, url: impl Fn(&Stand) -> String, chromium: Option<&std::path::Path>) {
     let mut row = Row::new(client);
     let dir = match tools::node().await {
         Ok(dir) => dir,

@@ -82,7 +82,8 @@ impl Road {
         self.write_all(request.as_bytes()).map_err(|error| failed(&error))?;
         let head = self.head(b"\r\n\r\n").map_err(|error| failed(&error))?;
         if !head.starts_with(b"HTTP/1.1 101 ") {
-            return Err(Error::new(ErrorCode::Unavailable, format!("{url} isn't a WebSocket.")).mend("Is that its path? Masters and hosts have it at /bus."));
+            return Err(Error::new(ErrorCode::Unavailable, format!("{url} isn't a WebSocket."))
+                .mend("Is that its path? Masters and hosts have it at /bus."));
         }
         self.frames = Some(Frames::default());
         Ok(())
