@@ -17,7 +17,7 @@ pub const fn exit_code(code: ErrorCode) -> u8 {
         E::NotFound => 3,
         E::Unauthenticated | E::Forbidden => 4,
         E::AlreadyExists | E::Conflict | E::OperationInProgress | E::NotRunning | E::StaleAssignment => 5,
-        E::HostUnavailable | E::NoResponders | E::TimedOut | E::Unavailable => 6,
+        E::HostUnavailable | E::NoResponders | E::TimedOut | E::Untrusted | E::Unavailable => 6,
         E::NoRoom
         | E::ImageUnavailable
         | E::StartFailed
@@ -136,6 +136,7 @@ mod tests {
             (ErrorCode::Forbidden, 4),
             (ErrorCode::OperationInProgress, 5),
             (ErrorCode::Unavailable, 6),
+            (ErrorCode::Untrusted, 6),
         ] {
             assert_eq!(exit_code(code), exit);
         }

@@ -36,7 +36,7 @@ arguments: they come from files, standard input, a prompt, or ATOLL_TOKEN.
 | 3 | not found |
 | 4 | not logged in, or not allowed |
 | 5 | conflict, or something is in progress |
-| 6 | unavailable, or timed out |
+| 6 | unavailable, timed out, or a server whose certificate isn't trusted |
 | 124 | `exec --timeout`: the time was up |
 | 125 | `exec`, `shell`: a failure of their own; all other codes are the program's |
 

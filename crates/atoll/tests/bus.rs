@@ -13,6 +13,7 @@ use std::{
 };
 
 use assert_cmd::assert::OutputAssertExt;
+use atoll_net::testing::Authority;
 use serde_json::Value;
 
 /// Ended with the test that has it.
@@ -44,29 +45,47 @@ struct Bus {
     home: tempfile::TempDir,
     tcp: SocketAddr,
     websocket: SocketAddr,
+    /// Of one that is encrypted.
+    authority: Option<Authority>,
     _server: Running,
 }
 
 impl Bus {
     fn start() -> Self {
-        Self::start_at("127.0.0.1:0")
+        Self::begin("127.0.0.1:0", false)
     }
 
     fn start_at(listen: &str) -> Self {
+        Self::begin(listen, false)
+    }
+
+    fn encrypted() -> Self {
+        Self::begin("127.0.0.1:0", true)
+    }
+
+    fn begin(listen: &str, encrypted: bool) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut command = atoll(home.path());
         command.args(["dev", "bus", "--json", "--listen", listen, "--websocket", "127.0.0.1:0"]);
+        let authority = encrypted.then(|| Authority::new(home.path()).unwrap());
+        if let Some(authority) = &authority {
+            command.arg("--tls-certificate").arg(authority.certificate()).arg("--tls-key").arg(authority.key());
+        }
         let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
         let mut line = String::new();
         BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let said: Value = serde_json::from_str(&line).unwrap();
         let address = |name: &str| said[name].as_str().unwrap().parse().unwrap();
-        Self { home, tcp: address("listen"), websocket: address("websocket"), _server: server }
+        Self { home, tcp: address("listen"), websocket: address("websocket"), authority, _server: server }
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = atoll(self.home.path());
-        command.arg("bus").args(args).args(["--server", &format!("nats://{}", self.tcp)]);
+        command.arg("bus").args(args);
+        match &self.authority {
+            Some(authority) => command.args(["--server", &format!("tls://{}", self.tcp)]).arg("--ca-file").arg(authority.ca_file()),
+            None => command.args(["--server", &format!("nats://{}", self.tcp)]),
+        };
         command
     }
 
@@ -280,6 +299,67 @@ fn the_load_counts_every_message() {
         assert_eq!(report["latency"]["p99_us"].is_number(), args.contains(&"--request"), "{args:?}");
         assert!(report["total_delivered"].as_u64().unwrap() > delivered);
     }
+}
+
+#[test]
+fn every_command_does_tls_over_both_roads() {
+    let bus = Bus::encrypted();
+    let ca_file = bus.authority.as_ref().unwrap().ca_file();
+    let tls = format!("tls://{}", bus.tcp);
+    let wss = format!("wss://localhost:{}/any/path", bus.websocket.port());
+    let command = |server: &str, args: &[&str]| {
+        let mut command = atoll(bus.home.path());
+        command.arg("bus").args(args).args(["--server", server]);
+        command
+    };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = Authority::new(elsewhere.path()).unwrap();
+    for server in [&tls, &wss] {
+        let trusting = |args: &[&str]| {
+            let mut command = command(server, args);
+            command.env("ATOLL_CA_FILE", &ca_file);
+            command
+        };
+        let subscriber = bus.subscriber(&["sub", "a.*", "--count", "2", "--raw"]);
+        for _ in 0..2 {
+            trusting(&["pub", "a.b", "hello"]).assert().success();
+        }
+        assert_eq!(text(&subscriber.output().stdout), "hello\nhello\n");
+        let output = trusting(&["req", "nobody", "--json"]).assert().code(6).get_output().clone();
+        assert!(text(&output.stderr).contains("no_responders"), "{}", text(&output.stderr));
+        trusting(&["top", "--once", "--json"]).assert().success();
+        for load in [
+            &[][..],
+            &["--publishers", "3", "--subscribers", "3", "--size", "40K", "--window", "8M"],
+            &["--request", "--in-flight", "16"],
+            &["--wildcards", "--churn", "--subscribers", "4", "--size", "16"],
+        ] {
+            let args = [&["bench", "--json", "--duration", "100ms", "--warm-up", "20ms"], load].concat();
+            let output = trusting(&args).assert().success().get_output().clone();
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(report["published"].as_u64().unwrap() > 0, "{server} {load:?}: {report}");
+        }
+        // without trust nothing is said to it
+        for args in [&["sub", "a"][..], &["pub", "a"], &["req", "a"], &["top"], &["bench"]] {
+            let mut command = command(server, &[args, &["--json"]].concat());
+            let output = command.env("ATOLL_CA_FILE", stranger.ca_file()).assert().code(6).get_output().clone();
+            let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|_| panic!("{args:?}: {}", text(&output.stderr)));
+            assert_eq!((&error["code"], &error["retry"]), (&"untrusted".into(), &false.into()), "{args:?}");
+            assert!(error["mend"].as_str().unwrap().contains("--ca-file"), "{error}");
+        }
+    }
+    // a plain WebSocket's load, and what isn't there
+    let plain = Bus::start();
+    let ws = format!("ws://{}", plain.websocket);
+    command(&ws, &["bench", "--duration", "50ms", "--warm-up", "0s", "--subscribers", "2"]).assert().success();
+    let missing = bus.home.path().join("none.pem");
+    let output = command(&wss, &["pub", "a"]).arg("--ca-file").arg(&missing).assert().code(2).get_output().clone();
+    assert!(text(&output.stderr).contains("none.pem") && text(&output.stderr).contains("--ca-file"), "{}", text(&output.stderr));
+    let no_tls = format!("tls://{}", plain.tcp);
+    let output = command(&no_tls, &["bench"]).env("ATOLL_CA_FILE", &ca_file).assert().code(6).get_output().clone();
+    assert!(text(&output.stderr).contains("doesn't do TLS"), "{}", text(&output.stderr));
+    let no_websocket = format!("ws://{}", plain.tcp);
+    command(&no_websocket, &["bench"]).assert().code(6);
 }
 
 /// nats-server with a user that may publish and subscribe to `may.>` and little else.

@@ -14,6 +14,7 @@ use atoll_contract::{
 use atoll_net::{
     bus::{Conn, stock::StockConn},
     remote::{Exec, ExecOutput},
+    tls::ClientConfig,
 };
 use reqwest::{Method, RequestBuilder};
 use serde::de::DeserializeOwned;
@@ -29,12 +30,20 @@ pub struct Api {
     pub http: reqwest::Client,
     pub url: String,
     pub token: String,
+    /// Whom it trusts, where the cluster has an authority of its own.
+    trust: Option<ClientConfig>,
 }
 
 impl Api {
     /// Makes the first account.
-    pub(crate) async fn set_up(url: &str, token: &str) -> Result<Self, Error> {
-        let api = Self { http: reqwest::Client::new(), url: url.into(), token: String::new() };
+    pub(crate) async fn set_up(url: &str, token: &str, trust: Option<ClientConfig>) -> Result<Self, Error> {
+        let http = reqwest::Client::builder();
+        let http = match &trust {
+            Some(trust) => http.tls_backend_preconfigured(trust.clone()),
+            None => http,
+        };
+        let http = http.build().map_err(|error| Error::internal(error.to_string()))?;
+        let api = Self { http, url: url.into(), token: String::new(), trust };
         let request = SetupRequest { token: token.into(), name: "admin".into(), password: PASSWORD.into() };
         let reply: LoginReply = api.send(api.http.post(api.at("/v1/setup")).json(&request)).await?;
         Ok(Self { token: reply.token, ..api })
@@ -183,13 +192,22 @@ impl Api {
             .unwrap_or_else(|_| Err(Error::new(ErrorCode::TimedOut, format!("Waited in vain for {what}."))))
     }
 
+    /// For connections to the cluster's buses, still without a credential.
+    pub fn bus_options(&self) -> async_nats::ConnectOptions {
+        let options = async_nats::ConnectOptions::new();
+        match &self.trust {
+            Some(trust) => options.tls_client_config(trust.clone()),
+            None => options,
+        }
+    }
+
     /// A connection to a project's host.
     ///
     /// # Errors
     /// As [`Self::call`]; `unavailable` if the host can't be reached.
     pub async fn connect(&self, project: ProjectId) -> Result<Remote, Error> {
         let place: ConnectReply = self.call(Method::POST, &format!("/v1/projects/{project}/connect"), Value::Null).await?;
-        let options = async_nats::ConnectOptions::new().token(place.token.clone()).custom_inbox_prefix(place.inbox_prefix.clone());
+        let options = self.bus_options().token(place.token.clone()).custom_inbox_prefix(place.inbox_prefix.clone());
         let client = options.connect(place.host_url.replacen("http", "ws", 1) + "/bus").await;
         let client = client.map_err(|error| Error::new(ErrorCode::Unavailable, error.to_string()))?;
         Ok(Remote { project, http: self.http.clone(), place, bus: Arc::new(StockConn::new(client)) })

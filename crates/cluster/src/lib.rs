@@ -18,7 +18,11 @@ use atoll_contract::{
 };
 use atoll_host::{HostConfig, RunningHost, runtime::Runtime, storage::Storage};
 use atoll_master::{MasterConfig, RunningMaster};
-use atoll_net::clock::{SharedClock, SystemClock};
+use atoll_net::{
+    clock::{SharedClock, SystemClock},
+    testing::Authority,
+    tls::{self, Trust},
+};
 use tempfile::TempDir;
 
 pub use api::{Api, Remote};
@@ -35,6 +39,8 @@ pub struct Cluster {
     master_address: SocketAddr,
     clock: SharedClock,
     pub api: Api,
+    /// Of an encrypted cluster.
+    pub authority: Option<Authority>,
     dir: TempDir,
 }
 
@@ -63,14 +69,29 @@ impl Cluster {
     /// # Errors
     /// Whatever kept it from starting.
     pub async fn new() -> Result<Self, Error> {
-        let dir = TempDir::new().map_err(|error| Error::internal(error.to_string()))?;
+        Self::begin(false).await
+    }
+
+    /// As [`Self::new`], with TLS at every port and an authority of its own.
+    ///
+    /// # Errors
+    /// Whatever kept it from starting.
+    pub async fn encrypted() -> Result<Self, Error> {
+        Self::begin(true).await
+    }
+
+    async fn begin(encrypted: bool) -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::internal(error.to_string());
+        let dir = TempDir::new().map_err(failed)?;
+        let authority = if encrypted { Some(Authority::new(dir.path()).map_err(failed)?) } else { None };
+        let trust = authority.as_ref().map(|authority| tls::client_config(Trust::Only(&authority.ca_file()))).transpose()?;
         let clock: SharedClock = Arc::new(SystemClock);
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let master = atoll_master::start(master_config(dir.path(), any), clock.clone()).await?;
+        let master = atoll_master::start(master_config(dir.path(), any, authority.as_ref()), clock.clone()).await?;
         let master_address = master.addr();
         let token = master.setup_token().ok_or_else(|| Error::internal("a new master has no setup token"))?;
-        let api = Api::set_up(&format!("http://{master_address}"), &token).await?;
-        Ok(Self { hosts: Vec::new(), master: Some(master), master_address, clock, api, dir })
+        let api = Api::set_up(master.url(), &token, trust).await?;
+        Ok(Self { hosts: Vec::new(), master: Some(master), master_address, clock, api, authority, dir })
     }
 
     /// With hosts `h0`, `h1`, … on fakes.
@@ -124,6 +145,9 @@ impl Cluster {
             data_dir: self.path(&format!("host-{name}")),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             master_url: self.master_url(),
+            master_ca_file: self.authority.as_ref().map(Authority::ca_file),
+            tls_certificate: self.authority.as_ref().map(Authority::certificate),
+            tls_key: self.authority.as_ref().map(Authority::key),
             // a test's file system is smaller than what a host would keep for itself
             disk_reserve_bytes: 64 << 20,
             ..HostConfig::default()
@@ -135,7 +159,7 @@ impl Cluster {
     }
 
     pub fn master_url(&self) -> String {
-        format!("http://{}", self.master_address)
+        self.api.url.clone()
     }
 
     /// Waits until the master sees a host online.
@@ -162,7 +186,8 @@ impl Cluster {
     /// # Errors
     /// Whatever kept it from starting.
     pub async fn start_master(&mut self) -> Result<(), Error> {
-        self.master = Some(atoll_master::start(master_config(self.dir.path(), self.master_address), self.clock.clone()).await?);
+        let config = master_config(self.dir.path(), self.master_address, self.authority.as_ref());
+        self.master = Some(atoll_master::start(config, self.clock.clone()).await?);
         Ok(())
     }
 
@@ -195,6 +220,12 @@ impl Cluster {
     }
 }
 
-fn master_config(dir: &Path, listen: SocketAddr) -> MasterConfig {
-    MasterConfig { data_dir: dir.join("master"), listen, ..MasterConfig::default() }
+fn master_config(dir: &Path, listen: SocketAddr, authority: Option<&Authority>) -> MasterConfig {
+    MasterConfig {
+        data_dir: dir.join("master"),
+        listen,
+        tls_certificate: authority.map(Authority::certificate),
+        tls_key: authority.map(Authority::key),
+        ..MasterConfig::default()
+    }
 }

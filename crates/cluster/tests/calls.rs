@@ -40,7 +40,7 @@ struct User {
 impl User {
     async fn connect(api: &Api) -> Self {
         let me: AccountView = api.get("/v1/me").await.unwrap();
-        let options = async_nats::ConnectOptions::with_token(api.token.clone()).custom_inbox_prefix(format!("_INBOX.{}", me.id));
+        let options = api.bus_options().token(api.token.clone()).custom_inbox_prefix(format!("_INBOX.{}", me.id));
         let connecting = options.connect(api.url.replacen("http", "ws", 1) + "/bus");
         let client = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
         Self { client, account: me.id, next: Arc::default() }

@@ -60,6 +60,8 @@ pub enum ErrorCode {
     Unsupported,
     /// The configuration is wrong; the message names key and file.
     InvalidConfig,
+    /// The server's certificate isn't accepted: an unknown authority, another name, expired. Nothing was sent.
+    Untrusted,
     /// The server is shutting down or not ready yet.
     Unavailable,
     /// A defect in Atoll. The log has the rest, under the request id.
@@ -83,6 +85,7 @@ impl ErrorCode {
             Self::Internal | Self::StorageFailed | Self::RuntimeFailed | Self::StartFailed => 500,
             Self::Unsupported => 501,
             Self::HostUnavailable | Self::NoResponders | Self::Unavailable | Self::NoRoom => 503,
+            Self::Untrusted => 502,
             Self::QuotaExceeded | Self::DiskFull => 507,
         }
     }
@@ -154,6 +157,7 @@ impl ErrorCode {
             Self::NotRunning => "not_running",
             Self::Unsupported => "unsupported",
             Self::InvalidConfig => "invalid_config",
+            Self::Untrusted => "untrusted",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }

@@ -217,7 +217,7 @@ fn terminal() -> TerminalView {
 
 #[test]
 fn every_error_code() {
-    const ALL: [ErrorCode; 27] = [
+    const ALL: [ErrorCode; 28] = [
         ErrorCode::InvalidArgument,
         ErrorCode::Unauthenticated,
         ErrorCode::Forbidden,
@@ -243,6 +243,7 @@ fn every_error_code() {
         ErrorCode::NotRunning,
         ErrorCode::Unsupported,
         ErrorCode::InvalidConfig,
+        ErrorCode::Untrusted,
         ErrorCode::Unavailable,
         ErrorCode::Internal,
     ];

@@ -20,14 +20,21 @@ pub struct HostConfig {
     pub name: String,
     /// Directory for what the host must remember: its identity, its records, its agents' sockets. One host program at a time uses it.
     pub data_dir: PathBuf,
-    /// Where users' HTTP and WebSocket connections are accepted. Port 0 lets the system choose.
+    /// Where users' HTTP and WebSocket connections are accepted. Port 0 lets the system choose. Not encrypted without the two that follow the next.
     pub listen: SocketAddr,
-    /// `http(s)://name:port` under which users reach `listen`, without a path. Empty: `http://` and the address that was bound.
+    /// `http(s)://name:port` under which users reach `listen`, without a path; `https` if `listen` is encrypted, and also without that where a proxy
+    /// does TLS. Empty: `http://` or `https://` and the address that was bound.
     pub public_url: String,
+    /// PEM file with the certificate for `listen`, and those between it and its authority.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub tls_key: Option<PathBuf>,
     /// `http(s)://name:port` of the master, without a path.
     pub master_url: String,
     /// The master's bus, if it isn't at `/bus` of `master_url`: `ws://`, `wss://`, or `nats://` for plain TCP. Empty: derived.
     pub master_bus: String,
+    /// PEM file with certificates that the master's may lead to, besides those that the system trusts. Read at the start.
+    pub master_ca_file: Option<PathBuf>,
     /// A place's name for placement, such as `eu-west`.
     pub region: String,
     /// Labels for placement.
@@ -57,8 +64,11 @@ impl Default for HostConfig {
             data_dir: PathBuf::from("/var/lib/atoll/host"),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, HOST_PORT)),
             public_url: String::new(),
+            tls_certificate: None,
+            tls_key: None,
             master_url: format!("http://127.0.0.1:{MASTER_PORT}"),
             master_bus: String::new(),
+            master_ca_file: None,
             region: String::new(),
             labels: BTreeMap::new(),
             max_running: 200,
@@ -87,6 +97,12 @@ impl HostConfig {
         }
         if !self.public_url.is_empty() {
             check_url("public_url", &self.public_url, &["http", "https"])?;
+            if self.tls_certificate.is_some() && self.public_url.starts_with("http://") {
+                return Err(invalid(
+                    "public_url",
+                    "It begins with http://, and listen is encrypted (tls_certificate). Write https:// in it.",
+                ));
+            }
         } else if self.listen.ip().is_unspecified() {
             return Err(invalid("public_url", "It must be given when listen is all addresses, since users need one to connect to."));
         }
@@ -141,13 +157,14 @@ mod tests {
 
     #[test]
     fn a_wrong_key_is_named() {
-        let wrong: [(&str, HostConfig); 7] = [
+        let wrong: [(&str, HostConfig); 8] = [
             ("name", HostConfig { name: "-x".into(), ..good() }),
             ("data_dir", HostConfig { data_dir: "relative".into(), ..good() }),
             ("master_url", HostConfig { master_url: "master:7420".into(), ..good() }),
             ("master_url", HostConfig { master_url: "http://user@master".into(), ..good() }),
             ("master_bus", HostConfig { master_bus: "http://master".into(), ..good() }),
             ("public_url", HostConfig { listen: "0.0.0.0:1".parse().unwrap(), ..good() }),
+            ("public_url", HostConfig { public_url: "http://a".into(), tls_certificate: Some("c".into()), ..good() }),
             ("max_running", HostConfig { max_running: 0, ..good() }),
         ];
         for (key, config) in wrong {

@@ -13,7 +13,10 @@ use atoll_contract::{
     claims::Jwks,
     host::{JoinReply, JoinRequest},
 };
-use atoll_net::clock::Clock;
+use atoll_net::{
+    clock::Clock,
+    tls::{self, ClientConfig, Trust},
+};
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +105,8 @@ pub async fn join(config: &HostConfig, token: &str, clock: &dyn Clock) -> Result
     let master_url = config.master_url.trim_end_matches('/').to_owned();
     let (key, asked_before) = pending_key(&config.data_dir, &master_url, clock)?;
     let request = JoinRequest { token: token.trim().into(), name: config.name.clone(), public_key: key.public_key() };
-    let reply = post(&format!("{master_url}/v1/hosts/join"), &request).await.map_err(|error| {
+    let trust = master_trust(config, &master_url)?;
+    let reply = post(&master_url, &request, trust).await.map_err(|error| {
         if asked_before && matches!(error.code, ErrorCode::Unauthenticated | ErrorCode::AlreadyExists) {
             error.mend("An earlier join got no answer and may have spent its token. Make a new token (and, if the name is taken, join under another name).")
         } else {
@@ -132,9 +136,30 @@ fn pending_key(data_dir: &Path, master_url: &str, clock: &dyn Clock) -> Result<(
     Ok((key, false))
 }
 
-async fn post(url: &str, request: &JoinRequest) -> Result<JoinReply, Error> {
+/// Whom the host believes to be its master: for an encrypted URL, who has a certificate of an authority that is trusted. None for another: an image
+/// without the system's certificates must not be a reason to fail there.
+///
+/// # Errors
+/// `invalid_config` with the CA file.
+pub(crate) fn master_trust(config: &HostConfig, url: &str) -> Result<Option<ClientConfig>, Error> {
+    let ca_file = config.master_ca_file.as_deref();
+    // TCP becomes encrypted if the server wants it, and the published client then takes the system's certificates by itself
+    if url.starts_with("http://") || url.starts_with("ws://") || url.starts_with("nats://") && ca_file.is_none() {
+        return Ok(None);
+    }
+    tls::client_config(Trust::System(ca_file)).map(Some).map_err(|error| match ca_file {
+        Some(_) => error.mend("Check host.master_ca_file."),
+        None => error,
+    })
+}
+
+async fn post(master_url: &str, request: &JoinRequest, trust: Option<ClientConfig>) -> Result<JoinReply, Error> {
     const MAX_REPLY: usize = 256 << 10;
+    let url = &format!("{master_url}/v1/hosts/join");
     let unreachable = |error: reqwest::Error| {
+        if let Some(error) = tls::handshake_error(&format!("The master at {master_url}"), &error) {
+            return error;
+        }
         let mut why: &dyn std::error::Error = &error;
         while let Some(source) = why.source() {
             why = source;
@@ -142,11 +167,12 @@ async fn post(url: &str, request: &JoinRequest) -> Result<JoinReply, Error> {
         Error::new(ErrorCode::Unavailable, format!("The master at {url} can't be asked: {why}."))
             .mend("Check master_url and that the master runs; then run the same command again.")
     };
-    let client = reqwest::Client::builder()
-        .timeout(Duration::from_secs(30))
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(unreachable)?;
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).redirect(reqwest::redirect::Policy::none());
+    let client = match trust {
+        Some(trust) => client.tls_backend_preconfigured(trust),
+        None => client.tls_certs_only([]),
+    };
+    let client = client.build().map_err(unreachable)?;
     let mut response = client.post(url).json(request).send().await.map_err(unreachable)?;
     let status = response.status();
     let mut body = Vec::new();

@@ -12,7 +12,6 @@ pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-mod http;
 mod start;
 mod sweep;
 mod uplink;

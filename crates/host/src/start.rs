@@ -13,8 +13,9 @@ use atoll_contract::{Error, ErrorCode, HostId, KeySet, host::HostFacts};
 use atoll_net::{
     bus::{BusLimits, Router},
     clock::SharedClock,
+    http::{self, HttpLimits},
     streams::{StreamLimits, StreamService},
-    tls::ServerTls,
+    tls::{Protocol, ServerTls},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,8 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::HostConfig,
     gate::{self, Gate, GateLimits, GateParts, SharedKeys},
-    http,
-    join::{Identity, file_error, make_private_dir},
+    join::{Identity, file_error, make_private_dir, master_trust},
     projects::{Parts, Projects, records::Records},
     runtime::Runtime,
     storage::Storage,
@@ -61,7 +61,20 @@ pub async fn start(
     clock: SharedClock,
 ) -> Result<RunningHost, Error> {
     config.check()?;
-    let bus_tls = ServerTls::configured("host", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
+    let tls = ServerTls::configured(
+        ("host.tls_certificate", config.tls_certificate.as_deref()),
+        ("host.tls_key", config.tls_key.as_deref()),
+        Protocol::Http,
+        clock.clone(),
+    )?;
+    let bus_tls = ServerTls::configured(
+        ("host.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
+        ("host.bus_tls_key", config.bus_tls_key.as_deref()),
+        Protocol::Nats,
+        clock.clone(),
+    )?;
+    let bus_url = config.bus_url(&identity.master_url);
+    let bus_trust = master_trust(&config, &bus_url)?;
     make_private_dir(&config.data_dir)?;
     let lock = lock(&config.data_dir)?;
     let listener = bind("listen", config.listen).await?;
@@ -71,7 +84,10 @@ pub async fn start(
         None => None,
     };
     let bus_addr = bus_listener.as_ref().map(local_addr).transpose()?;
-    let public_url = if config.public_url.is_empty() { format!("http://{addr}") } else { config.public_url.trim_end_matches('/').into() };
+    let public_url = match config.public_url.trim_end_matches('/') {
+        "" => format!("{}://{addr}", if tls.is_some() { "https" } else { "http" }),
+        given => given.into(),
+    };
 
     let keys = SharedKeys::new(KeySet::new(&identity.jwks));
     let router = Router::new(BusLimits::default(), clock.clone());
@@ -102,7 +118,8 @@ pub async fn start(
     });
     let uplink = Uplink {
         data_dir: config.data_dir.clone(),
-        bus_url: config.bus_url(&identity.master_url),
+        bus_url,
+        trust: bus_trust,
         facts: facts(&config, &public_url, &*runtime, &*storage),
         bounds: Bounds { max_running: config.max_running, disk_reserve_bytes: config.disk_reserve_bytes },
         projects: projects.clone(),
@@ -117,7 +134,7 @@ pub async fn start(
         tasks.spawn(router.serve_listener(listener, bus_tls, gate.users(), cancel.clone()));
     }
     tasks.spawn(sweep::uploads(gate.clone(), projects.clone(), cancel.clone()));
-    tasks.spawn(http::serve(listener, gate::router(gate), cancel.clone()));
+    tasks.spawn(http::serve(listener, tls, gate::router(gate), HttpLimits::default(), cancel.clone()));
     tasks.spawn(serving.run(cancel.clone()));
     tasks.spawn(projects.clone().run(cancel.clone()));
     tasks.spawn(uplink.run(cancel.clone()));

@@ -19,7 +19,11 @@ use atoll_host::{
     start,
     storage::{self, StorageChoice, StorageConfig},
 };
-use atoll_net::clock::SystemClock;
+use atoll_net::{
+    clock::SystemClock,
+    testing::Authority,
+    tls::{Trust, client_config},
+};
 use axum::{Json, http::StatusCode, response::IntoResponse, routing::post};
 use tokio::net::TcpListener;
 
@@ -139,6 +143,38 @@ async fn a_host_serves_without_its_master_and_ends_in_time() {
     // all is given back: the directory, the ports
     let host = run(HostConfig { listen: addr, ..config }, &dir.path().join("volumes")).await.unwrap();
     host.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_host_speaks_tls_where_it_has_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path()).unwrap();
+    let plain = config(dir.path(), "https://127.0.0.1:9");
+    let config = HostConfig {
+        tls_certificate: Some(authority.certificate()),
+        tls_key: Some(authority.key()),
+        master_ca_file: Some(authority.ca_file()),
+        ..plain
+    };
+    for (key, wrong) in [
+        ("host.tls_key", HostConfig { tls_key: None, ..config.clone() }),
+        ("ca.pem", HostConfig { tls_key: Some(authority.ca_file()), ..config.clone() }),
+        ("public_url", HostConfig { public_url: "http://h".into(), ..config.clone() }),
+    ] {
+        let error = run(wrong, &dir.path().join("volumes")).await.err().unwrap();
+        assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(key), "{error}");
+    }
+    let host = run(config, &dir.path().join("volumes")).await.unwrap();
+    assert_eq!(host.public_url(), format!("https://{}", host.addr()));
+    let trust = client_config(Trust::Only(&authority.ca_file())).unwrap();
+    let client = reqwest::Client::builder().tls_backend_preconfigured(trust.clone()).build().unwrap();
+    let health = client.get(format!("{}/v1/health", host.public_url())).send().await.unwrap();
+    assert_eq!(health.json::<serde_json::Value>().await.unwrap()["role"], "host");
+    // the bus is beside it, and nothing is anonymous there either
+    let anonymous = async_nats::ConnectOptions::new().tls_client_config(trust);
+    let refused = anonymous.connect(format!("wss://{}/bus", host.addr())).await.unwrap_err();
+    assert_eq!(refused.kind(), async_nats::ConnectErrorKind::AuthorizationViolation);
+    tokio::time::timeout(Duration::from_secs(10), host.shutdown()).await.unwrap();
 }
 
 #[tokio::test]

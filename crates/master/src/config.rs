@@ -15,11 +15,17 @@ pub struct MasterConfig {
     /// Where the store, the signing key and the setup token are kept. Made, with mode 0700, if it isn't there. One master at a time uses
     /// it.
     pub data_dir: PathBuf,
-    /// Address and port for HTTP: the API below `/v1`, and the bus over WebSocket at `/bus`. Port 0 takes a free one.
+    /// Address and port for HTTP: the API below `/v1`, and the bus over WebSocket at `/bus`. Port 0 takes a free one. Not encrypted without
+    /// the two that follow the next.
     pub listen: SocketAddr,
-    /// How users and hosts reach the master, `http(s)://name[:port]` without a path, where that isn't `listen`: behind a proxy that does
-    /// TLS, for instance.
+    /// How users and hosts reach the master, `http(s)://name[:port]` without a path, where that isn't `listen`: behind a proxy, for
+    /// instance, or by the name that is in the certificate. `https` if `listen` is encrypted; without that it may be, too, where a proxy
+    /// does TLS.
     pub public_url: Option<String>,
+    /// PEM file with the certificate for `listen`, and those between it and its authority.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub tls_key: Option<PathBuf>,
     /// Address and port for the bus over TCP, for NATS clients that don't speak WebSocket. Absent: not served.
     pub bus_listen: Option<SocketAddr>,
     /// PEM file with the certificate for `bus_listen`, and those between it and its authority. Absent: not encrypted.
@@ -44,6 +50,8 @@ impl Default for MasterConfig {
             data_dir: PathBuf::from("/var/lib/atoll/master"),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, MASTER_PORT)),
             public_url: None,
+            tls_certificate: None,
+            tls_key: None,
             bus_listen: None,
             bus_tls_certificate: None,
             bus_tls_key: None,
@@ -73,6 +81,12 @@ impl MasterConfig {
                 );
             }
         }
+        if self.tls_certificate.is_some() && self.public_url.as_ref().is_some_and(|url| url.starts_with("http://")) {
+            return bad(
+                "master.public_url begins with http://, and master.listen is encrypted (master.tls_certificate).".into(),
+                "Write https:// in it.",
+            );
+        }
         if self.bus_listen.is_some_and(|bus| bus == self.listen && bus.port() != 0) {
             return bad(format!("master.bus_listen and master.listen are both {}.", self.listen), "Give the bus a port of its own.");
         }
@@ -99,6 +113,10 @@ mod tests {
             ("data_dir", MasterConfig { data_dir: PathBuf::new(), ..MasterConfig::default() }),
             ("public_url", MasterConfig { public_url: Some("atoll.example".into()), ..MasterConfig::default() }),
             ("public_url", MasterConfig { public_url: Some("https://atoll.example/x".into()), ..MasterConfig::default() }),
+            (
+                "public_url",
+                MasterConfig { public_url: Some("http://m".into()), tls_certificate: Some("c".into()), ..MasterConfig::default() },
+            ),
             ("bus_listen", MasterConfig { bus_listen: Some(listen), ..MasterConfig::default() }),
             ("max_connections", MasterConfig { max_connections: 0, ..MasterConfig::default() }),
             ("history_days", MasterConfig { history_days: 0, ..MasterConfig::default() }),

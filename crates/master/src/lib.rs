@@ -15,7 +15,6 @@ mod placement;
 mod projects;
 mod routing;
 mod run;
-mod serve;
 mod store;
 #[cfg(test)]
 mod testing;

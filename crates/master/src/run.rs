@@ -17,7 +17,8 @@ use atoll_contract::{
 use atoll_net::{
     bus::{Authenticator, BridgeOptions, BusLimits, Router},
     clock::SharedClock,
-    tls::ServerTls,
+    http::{self, HttpLimits},
+    tls::{Protocol, ServerTls},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,11 +34,18 @@ use crate::{
     operations::{Executor, Parts},
     projects::Projects,
     routing::Routing,
-    serve,
     store::{Store, StoreError},
 };
 
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
+/// Bounds of HTTP beside `max_connections`: requests are small and some wait long for their answer.
+const HTTP: HttpLimits = HttpLimits {
+    connections: 0,
+    handshake: Duration::from_secs(10),
+    head: Duration::from_mins(1),
+    buffer: 64 << 10,
+    drain: Duration::from_secs(4),
+};
 /// How long each stage of a shutdown may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -125,7 +133,18 @@ impl Drop for RunningMaster {
 /// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
 pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
     config.check()?;
-    let bus_tls = ServerTls::configured("master", config.bus_tls_certificate.as_deref(), config.bus_tls_key.as_deref(), clock.clone())?;
+    let tls = ServerTls::configured(
+        ("master.tls_certificate", config.tls_certificate.as_deref()),
+        ("master.tls_key", config.tls_key.as_deref()),
+        Protocol::Http,
+        clock.clone(),
+    )?;
+    let bus_tls = ServerTls::configured(
+        ("master.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
+        ("master.bus_tls_key", config.bus_tls_key.as_deref()),
+        Protocol::Nats,
+        clock.clone(),
+    )?;
     let cluster = cluster(&config).await?;
     let lock = lock_data_dir(&config.data_dir)?;
     let path = config.data_dir.join("master.db");
@@ -173,8 +192,10 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     if let Some(listener) = bus_listener {
         tasks.spawn(master.bus.serve_listener(listener, bus_tls, master.authenticator.clone(), stop.clone()));
     }
-    tasks.spawn(serve::serve(listener, api::router(master.clone()), config.max_connections, stop.clone()));
-    let url = config.public_url.unwrap_or_else(|| format!("http://{}", reachable(addr)));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let limits = HttpLimits { connections: config.max_connections, ..HTTP };
+    tasks.spawn(http::serve(listener, tls, api::router(master.clone()), limits, stop.clone()));
+    let url = config.public_url.unwrap_or_else(|| format!("{scheme}://{}", reachable(addr)));
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
     Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls: Some(calls), tasks, stop, lock })

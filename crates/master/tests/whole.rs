@@ -25,6 +25,8 @@ use atoll_master::{MasterConfig, RunningMaster, start};
 use atoll_net::{
     bus::{Conn, Message, stock},
     clock::SystemClock,
+    testing::Authority,
+    tls::{Trust, client_config},
 };
 use serde_json::{Value, json};
 
@@ -211,6 +213,52 @@ async fn wait(client: &Client, accepted: &ProjectAccepted, until: impl Fn(&Opera
         assert!(tokio::time::Instant::now() < deadline, "{view:?}");
         after = view.version;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_speaks_tls_where_it_has_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path()).unwrap();
+    let config = MasterConfig {
+        data_dir: dir.path().join("data"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        tls_certificate: Some(authority.certificate()),
+        tls_key: Some(authority.key()),
+        ..MasterConfig::default()
+    };
+    for (key, wrong) in [
+        ("master.tls_certificate", MasterConfig { tls_certificate: None, ..config.clone() }),
+        ("ca.pem", MasterConfig { tls_key: Some(authority.ca_file()), ..config.clone() }),
+        ("master.public_url", MasterConfig { public_url: Some("http://m".into()), ..config.clone() }),
+    ] {
+        let error = start(wrong, Arc::new(SystemClock)).await.err().unwrap();
+        assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(key), "{error}");
+    }
+    let master = start(config, Arc::new(SystemClock)).await.unwrap();
+    assert_eq!(master.url(), format!("https://{}", master.addr()));
+    let trust = client_config(Trust::Only(&authority.ca_file())).unwrap();
+    let http = reqwest::Client::builder().tls_backend_preconfigured(trust.clone()).build().unwrap();
+    let mut client = Client { http, url: master.url().to_owned(), token: None };
+    let root = json!({ "token": master.setup_token().unwrap(), "name": "root", "password": "correct horse" });
+    let login: LoginReply = client.call("/v1/setup", Some(root)).await;
+    client.token = Some(login.token.clone());
+
+    let bus = format!("wss://{}/bus", master.addr());
+    let options = || async_nats::ConnectOptions::new().tls_client_config(trust.clone());
+    let mine = options().token(login.token).custom_inbox_prefix(format!("_INBOX.{}", login.account));
+    let watcher = stock::connect(&bus, mine).await.unwrap();
+    watcher.subscribe(&format!("account.{}.>", login.account), None).await.unwrap();
+    let refused = stock::connect(&bus, options().token("atl_s_none".into())).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+
+    // a shutdown ends its WebSockets, too
+    tokio::time::timeout(BOUND, master.shutdown()).await.unwrap();
+    let away = async {
+        while watcher.client().connection_state() == async_nats::connection::State::Connected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, away).await.unwrap();
 }
 
 /// INFO and CONNECT of a leaf node, as a nats-server would hear them, up to the master's interest.

@@ -8,8 +8,9 @@ use std::{
 };
 
 use atoll_contract::{Error, ErrorCode, Timestamp};
+pub use rustls::ClientConfig;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    CertificateError, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
@@ -21,8 +22,28 @@ use crate::clock::SharedClock;
 pub struct ServerTls {
     certificate: PathBuf,
     key: PathBuf,
+    protocol: Protocol,
     clock: SharedClock,
     state: Mutex<State>,
+}
+
+/// What is spoken inside the encryption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Whose clients name no protocol in the handshake.
+    Nats,
+    /// HTTP/1.1, and says so to clients that ask (ALPN, RFC 7301); those that speak HTTP/2 alone are refused in the handshake.
+    Http,
+}
+
+impl Protocol {
+    /// The identifiers that are registered for ALPN.
+    fn alpn(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Nats => Vec::new(),
+            Self::Http => vec![b"http/1.1".to_vec()],
+        }
+    }
 }
 
 struct State {
@@ -33,6 +54,9 @@ struct State {
 }
 
 type Stamps = [Option<(std::time::SystemTime, u64, u64)>; 2];
+
+/// The first byte of a TLS handshake record (RFC 8446, section 5.1).
+pub(crate) const HANDSHAKE: u8 = 22;
 
 /// Between two looks at the files.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -48,33 +72,32 @@ impl ServerTls {
     ///
     /// # Errors
     /// `invalid_config` with the file and what is wrong with it; never with what is in the key.
-    pub fn load(certificate: &Path, key: &Path, clock: SharedClock) -> Result<Self, Error> {
+    pub fn load(certificate: &Path, key: &Path, protocol: Protocol, clock: SharedClock) -> Result<Self, Error> {
         let stamps = stamps(certificate, key);
-        let state = State { config: server_config(certificate, key)?, stamps, looked: clock.now() };
-        Ok(Self { certificate: certificate.into(), key: key.into(), clock, state: Mutex::new(state) })
+        let state = State { config: server_config(certificate, key, protocol)?, stamps, looked: clock.now() };
+        Ok(Self { certificate: certificate.into(), key: key.into(), protocol, clock, state: Mutex::new(state) })
     }
 
-    /// What a configuration's section says of its bus: nothing if it names no files.
+    /// What a configuration says of a listener: the two keys by name, such as `host.tls_certificate`, each with its file. None if neither names one.
     ///
     /// # Errors
     /// `invalid_config` with the key if only one is named; as [`load`](Self::load), with the keys.
     pub fn configured(
-        section: &str,
-        certificate: Option<&Path>,
-        key: Option<&Path>,
+        (certificate_key, certificate): (&str, Option<&Path>),
+        (key_key, key): (&str, Option<&Path>),
+        protocol: Protocol,
         clock: SharedClock,
     ) -> Result<Option<Arc<Self>>, Error> {
-        let names = [format!("{section}.bus_tls_certificate"), format!("{section}.bus_tls_key")];
         let alone = |missing: &str, named: &str| {
             Err(Error::new(ErrorCode::InvalidConfig, format!("{missing} must be set, since {named} is.")).mend("Set both, or neither."))
         };
         match (certificate, key) {
             (None, None) => Ok(None),
-            (Some(_), None) => alone(&names[1], &names[0]),
-            (None, Some(_)) => alone(&names[0], &names[1]),
+            (Some(_), None) => alone(key_key, certificate_key),
+            (None, Some(_)) => alone(certificate_key, key_key),
             (Some(certificate), Some(key)) => {
-                let loaded = Self::load(certificate, key, clock);
-                loaded.map(|tls| Some(Arc::new(tls))).map_err(|error| error.mend(format!("Check {} and {}.", names[0], names[1])))
+                let loaded = Self::load(certificate, key, protocol, clock);
+                loaded.map(|tls| Some(Arc::new(tls))).map_err(|error| error.mend(format!("Check {certificate_key} and {key_key}.")))
             }
         }
     }
@@ -90,7 +113,7 @@ impl ServerTls {
         let stamps = stamps(&self.certificate, &self.key);
         if stamps != state.stamps {
             state.stamps = stamps;
-            match server_config(&self.certificate, &self.key) {
+            match server_config(&self.certificate, &self.key, self.protocol) {
                 Ok(config) => {
                     tracing::info!(certificate = %self.certificate.display(), "a new certificate is in force");
                     state.config = config;
@@ -136,13 +159,16 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, Error> {
+fn server_config(certificate: &Path, key: &Path, protocol: Protocol) -> Result<Arc<ServerConfig>, Error> {
     let chain = certificates(certificate)?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| bad(key, "there is no private key in PEM in it"))?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let config = builder.map_err(|error| Error::internal(error.to_string()))?.with_no_client_auth().with_single_cert(chain, private);
     match config {
-        Ok(config) => Ok(Arc::new(config)),
+        Ok(mut config) => {
+            config.alpn_protocols = protocol.alpn();
+            Ok(Arc::new(config))
+        }
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(bad(key, format!("it isn't the key of the certificate in {}", certificate.display())))
         }
@@ -151,24 +177,88 @@ fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, Er
     }
 }
 
-/// For connections to servers whose certificates lead to those in `ca_file`, or else to one that the system trusts. Reads files.
+/// Which authorities a client believes.
+#[derive(Debug, Clone, Copy)]
+pub enum Trust<'a> {
+    /// Those that the system trusts, and those in this file (PEM), if there is one.
+    System(Option<&'a Path>),
+    /// Those in this file alone.
+    Only(&'a Path),
+}
+
+/// For connections to servers whose certificates lead to an authority that is trusted. Reads files.
 ///
 /// # Errors
-/// `invalid_config` with the file.
-pub(crate) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
+/// `invalid_config` with the file; also if there is no authority at all.
+pub fn client_config(trust: Trust<'_>) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(path) => certificates(path)?.into_iter().try_for_each(|one| roots.add(one).map_err(|error| bad(path, error)))?,
-        None => {
-            // some of a system's certificates may be unreadable; the others do
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(Error::new(ErrorCode::InvalidConfig, "The system has no certificates that it trusts."));
-            }
-        }
+    if let Trust::System(_) = trust {
+        // some of a system's certificates may be unreadable; the others do
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if let Trust::System(Some(path)) | Trust::Only(path) = trust {
+        certificates(path)?.into_iter().try_for_each(|one| roots.add(one).map_err(|error| bad(path, error)))?;
+    }
+    if roots.is_empty() {
+        return Err(Error::new(ErrorCode::InvalidConfig, "The system has no certificates that it trusts.")
+            .mend("Install its package of certificates (ca-certificates), or name a CA file."));
     }
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     Ok(builder.map_err(|error| Error::internal(error.to_string()))?.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// What failed in a handshake, if it was that which made a connection fail. `server` is how people know the other end: "The master at https://…".
+///
+/// `untrusted` if the server's certificate isn't accepted, `unavailable` if the server doesn't speak TLS or refuses the handshake.
+pub fn handshake_error(server: &str, error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let failed = rustls_error(error)?;
+    Some(match failed {
+        rustls::Error::InvalidCertificate(why) => {
+            let (why, mend) = distrust(why);
+            Error::new(ErrorCode::Untrusted, format!("{server} isn't trusted: {why}.")).mend(mend)
+        }
+        rustls::Error::InvalidMessage(_) => Error::new(ErrorCode::Unavailable, format!("{server} doesn't speak TLS."))
+            .mend("Is it the right port? Without TLS the address begins with http://, ws:// or nats://."),
+        other => Error::new(ErrorCode::Unavailable, format!("{server} can't be spoken to with TLS: {other}.")),
+    })
+}
+
+/// Why a certificate isn't accepted, and what to do.
+fn distrust(why: &CertificateError) -> (String, &'static str) {
+    match why {
+        // the second: there is one of the same name, which is often the old one of somebody who has made a new one
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
+            "its certificate is from an authority that isn't trusted here".into(),
+            "If it is an authority of your own, name its certificate: --ca-file or ATOLL_CA_FILE, for a host host.master_ca_file.",
+        ),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            ("its certificate has expired".into(), "Renew it; a server takes new files within seconds. Is this machine's clock right?")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            ("its certificate isn't valid yet".into(), "Is this machine's clock right?")
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            ("its certificate is for another name".into(), "Use a name or address that is in the certificate.")
+        }
+        other => (other.to_string().trim_end_matches('.').to_owned(), ""),
+    }
+}
+
+/// What rustls said, below what others have put around it.
+fn rustls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // an I/O error gives the source of what is in it as its own
+        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(found) = within.and_then(|within| rustls_error(within)) {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }
 
 #[cfg(test)]
@@ -202,7 +292,7 @@ mod tests {
         let clock = TestClock::at(Timestamp::from_millis(0));
         let ((certificate, key), (_, other)) = (made(), made());
         let (good, good_key) = (files.write("cert.pem", &certificate), files.write("key.pem", &key));
-        ServerTls::load(&good, &good_key, clock.clone()).unwrap();
+        ServerTls::load(&good, &good_key, Protocol::Nats, clock.clone()).unwrap();
         let (empty, other) = (files.write("empty.pem", "nothing"), files.write("other.pem", &other));
         for (certificate, key, file, why) in [
             (files.path("none.pem"), good_key.clone(), "none.pem", "No such file"),
@@ -211,7 +301,7 @@ mod tests {
             (good.clone(), good.clone(), "cert.pem", "no private key"),
             (good.clone(), other.clone(), "other.pem", "isn't the key"),
         ] {
-            let error = ServerTls::load(&certificate, &key, clock.clone()).unwrap_err();
+            let error = ServerTls::load(&certificate, &key, Protocol::Http, clock.clone()).unwrap_err();
             assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(file) && error.message.contains(why), "{error}");
         }
     }
@@ -220,13 +310,15 @@ mod tests {
     fn both_keys_or_none() {
         let files = Files(tempfile::tempdir().unwrap());
         let clock = TestClock::at(Timestamp::from_millis(0));
-        let configured = |certificate, key| ServerTls::configured("host", certificate, key, clock.clone());
+        let configured = |certificate, key| {
+            ServerTls::configured(("host.tls_certificate", certificate), ("host.tls_key", key), Protocol::Http, clock.clone())
+        };
         assert!(configured(None, None).unwrap().is_none());
         let path = files.path("x.pem");
-        assert!(configured(Some(&path), None).unwrap_err().message.starts_with("host.bus_tls_key must be set"));
-        assert!(configured(None, Some(&path)).unwrap_err().message.starts_with("host.bus_tls_certificate must be set"));
+        assert!(configured(Some(&path), None).unwrap_err().message.starts_with("host.tls_key must be set"));
+        assert!(configured(None, Some(&path)).unwrap_err().message.starts_with("host.tls_certificate must be set"));
         let missing = configured(Some(&path), Some(&path)).unwrap_err();
-        assert!(missing.message.contains("x.pem") && missing.mend.contains("host.bus_tls_certificate"), "{missing:?}");
+        assert!(missing.message.contains("x.pem") && missing.mend.contains("host.tls_certificate"), "{missing:?}");
     }
 
     #[test]
@@ -234,8 +326,10 @@ mod tests {
         let files = Files(tempfile::tempdir().unwrap());
         let clock = TestClock::at(Timestamp::from_millis(0));
         let (certificate, key) = made();
-        let tls = ServerTls::load(&files.write("cert.pem", &certificate), &files.write("key.pem", &key), clock.clone()).unwrap();
+        let (at, key_at) = (files.write("cert.pem", &certificate), files.write("key.pem", &key));
+        let tls = ServerTls::load(&at, &key_at, Protocol::Http, clock.clone()).unwrap();
         let first = tls.config();
+        assert_eq!(first.alpn_protocols, [b"http/1.1"]);
         let (certificate, key) = made();
         files.write("cert.pem", &certificate);
         assert!(Arc::ptr_eq(&first, &tls.config()), "not looked at again so soon");
@@ -244,8 +338,36 @@ mod tests {
         files.write("key.pem", &key);
         clock.advance(LOOK_EVERY);
         let second = tls.config();
-        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(!Arc::ptr_eq(&first, &second) && second.alpn_protocols == first.alpn_protocols);
         clock.advance(LOOK_EVERY);
         assert!(Arc::ptr_eq(&second, &tls.config()), "nothing has changed");
+    }
+
+    #[test]
+    fn what_is_trusted() {
+        let files = Files(tempfile::tempdir().unwrap());
+        let (good, empty) = (files.write("cert.pem", &made().0), files.write("empty.pem", "nothing"));
+        client_config(Trust::Only(&good)).unwrap();
+        client_config(Trust::System(Some(&good))).unwrap();
+        for (trust, file) in [(Trust::Only(&empty), "empty.pem"), (Trust::System(Some(&files.path("none.pem"))), "none.pem")] {
+            let error = client_config(trust).unwrap_err();
+            assert!(error.code == ErrorCode::InvalidConfig && error.message.contains(file), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_handshakes_error_is_found_below_others() {
+        let wrap = |error: rustls::Error| io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error));
+        let told = |error: rustls::Error| handshake_error("The master at https://m", &wrap(error)).unwrap();
+        let stranger = told(CertificateError::UnknownIssuer.into());
+        assert_eq!((stranger.code, stranger.retry), (ErrorCode::Untrusted, false));
+        assert!(
+            stranger.message.starts_with("The master at https://m isn't trusted") && stranger.mend.contains("--ca-file"),
+            "{stranger:?}"
+        );
+        assert!(told(CertificateError::NotValidForName.into()).message.contains("another name"));
+        let plain = told(rustls::InvalidMessage::InvalidContentType.into());
+        assert_eq!((plain.code, plain.message.as_str()), (ErrorCode::Unavailable, "The master at https://m doesn't speak TLS."));
+        assert!(handshake_error("it", &io::Error::from(io::ErrorKind::ConnectionRefused)).is_none());
     }
 }

@@ -34,7 +34,8 @@ pub struct SetupArgs {
 #[command(after_help = "\
 Examples:
   atoll login --name ada
-  atoll login --master https://atoll.example.org --name ada --password-file -")]
+  atoll login --master https://atoll.example.org --name ada --password-file -
+  atoll login --master https://127.0.0.1:7420 --ca-file ca.pem --name ada")]
 pub struct LoginArgs {
     /// The account's name
     #[arg(long)]

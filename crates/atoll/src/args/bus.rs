@@ -38,10 +38,6 @@ pub struct BusServerArgs {
     /// File with a NATS user's JWT and seed, as `nsc` writes it
     #[arg(long, value_name = "FILE", requires = "server", conflicts_with_all = ["token_file", "user"])]
     pub creds: Option<std::path::PathBuf>,
-
-    /// File with the certificates (PEM) to trust for tls:// and wss:// besides the system's
-    #[arg(long, value_name = "FILE", requires = "server")]
-    pub ca_file: Option<std::path::PathBuf>,
 }
 
 /// Which bus to use.
@@ -191,17 +187,18 @@ pub struct BusMessageArgs {
 /// Measure a bus: how many messages it carries, or how fast it answers
 ///
 /// Publishes as fast as the bus takes it, counts what arrives, and fails if a message is lost or comes twice. At most --window bytes are on
-/// their way at a time. With --request one client asks one that answers. For NATS over TCP without TLS, on a bus that nobody else uses
-/// meanwhile.
+/// their way at a time. With --request one client asks one that answers. Over TCP or WebSocket, with TLS or without, on a bus that nobody
+/// else uses meanwhile.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   atoll bus bench                                       one publisher, one subscriber, at `atoll dev bus`
   atoll bus bench --server nats://127.0.0.1:4333 --subscribers 8 --size 4K
   atoll bus bench --subscribers 8 --groups 1            one queue group
-  atoll bus bench --request --in-flight 16")]
+  atoll bus bench --request --in-flight 16
+  atoll bus bench --server wss://localhost:4334 --ca-file ca.pem")]
 pub struct BusBenchArgs {
-    /// The bus
+    /// The bus: nats://, tls://, ws:// or wss://
     #[arg(long, value_name = "URL", default_value = "nats://127.0.0.1:4222")]
     pub server: String,
 

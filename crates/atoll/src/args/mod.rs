@@ -23,13 +23,14 @@ Examples:
 
 Exit codes:
   0 done, 1 failed, 2 wrong usage or config, 3 not found, 4 not logged in or not allowed,
-  5 conflict or in progress, 6 unavailable or timed out. `exec` and `shell` pass the program's
-  code on; 125 is a failure of their own.
+  5 conflict or in progress, 6 unavailable, timed out or untrusted. `exec` and `shell` pass the
+  program's code on; 125 is a failure of their own.
 
 Environment:
   ATOLL_MASTER       the master's URL
   ATOLL_TOKEN        an API key or session, instead of the credentials file
   ATOLL_CREDENTIALS  path of the credentials file
+  ATOLL_CA_FILE      certificates to trust besides the system's
   ATOLL_LOG_LEVEL    logs of a command, on standard error; off unless set";
 
 /// Computing projects on one machine or many
@@ -43,6 +44,11 @@ pub struct Cli {
     /// The master's URL; without it the one that was logged in to last, else http://127.0.0.1:7420
     #[arg(long, global = true, value_name = "URL", env = "ATOLL_MASTER", hide_env_values = true)]
     pub master: Option<String>,
+
+    /// File with certificates (PEM) to trust for https://, tls:// and wss:// besides the system's; a login remembers it for its master. What serves
+    /// has keys of the config for it
+    #[arg(long, global = true, value_name = "FILE", env = "ATOLL_CA_FILE", hide_env_values = true)]
+    pub ca_file: Option<std::path::PathBuf>,
 
     #[command(subcommand)]
     pub command: Command,
@@ -189,6 +195,9 @@ mod tests {
             "atoll bus bench --subscribers 8 --groups 4 --user u --password-file p",
             "atoll bus bench --wildcards --churn --warm-up 0s --window 4M",
             "atoll bus bench --request --in-flight 16",
+            "atoll bus bench --server wss://h/bus --ca-file ca",
+            "atoll login --master https://m --ca-file ca --name ada",
+            "atoll --ca-file ca project list",
             "atoll doctor --config f --json",
             "atoll health",
             "atoll dev bus",

@@ -123,7 +123,7 @@ pub struct DevBusArgs {
     #[arg(long, value_name = "ADDR")]
     pub websocket: Option<SocketAddr>,
 
-    /// Encrypt --listen with this certificate (PEM)
+    /// Encrypt --listen and --websocket with this certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,
 

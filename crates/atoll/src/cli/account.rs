@@ -1,5 +1,7 @@
 //! `setup`, `login`, `logout`, `whoami`, `account`.
 
+use std::path::PathBuf;
+
 use atoll_contract::{
     Error, ErrorCode,
     api::{AccountRequest, LoginReply, LoginRequest, SetupRequest},
@@ -8,7 +10,7 @@ use atoll_contract::{
 use super::{Context, prompt};
 use crate::{
     args::{Account, LoginArgs, SetupArgs},
-    client::{Credentials, Session},
+    client::{Credentials, Master, Session},
     errors::Result,
     output::tables,
 };
@@ -18,7 +20,7 @@ pub async fn setup(context: &Context, args: SetupArgs) -> Result<()> {
     let token = prompt::secret(args.token_file.as_deref(), "setup token", "--token-file")?;
     let password = prompt::new_password(args.password_file.as_deref())?;
     let reply = master.setup(&SetupRequest { token, name: args.name, password }).await?;
-    keep(master.url(), &reply)?;
+    keep(&master, &reply)?;
     shown(context, &reply, &format!("Made the account {}, an admin, and logged in at {}.", reply.name, master.url()))
 }
 
@@ -26,7 +28,7 @@ pub async fn login(context: &Context, args: LoginArgs) -> Result<()> {
     let master = context.anonymous()?;
     let password = prompt::secret(args.password_file.as_deref(), "password", "--password-file")?;
     let reply = master.login(&LoginRequest { name: args.name, password }).await?;
-    keep(master.url(), &reply)?;
+    keep(&master, &reply)?;
     shown(context, &reply, &format!("Logged in at {} as {}.", master.url(), reply.name))
 }
 
@@ -36,11 +38,12 @@ fn shown(context: &Context, reply: &LoginReply, text: &str) -> Result<()> {
     context.output.show(&without, |_| text.to_owned())
 }
 
-fn keep(url: &str, reply: &LoginReply) -> Result<()> {
+fn keep(master: &Master, reply: &LoginReply) -> Result<()> {
+    let url = master.url();
     let path = Credentials::path()?;
     let mut credentials = Credentials::load(&path)?;
     credentials.current = Some(url.to_owned());
-    credentials.masters.insert(url.to_owned(), Session::from(reply));
+    credentials.masters.insert(url.to_owned(), Session::new(reply, master.ca_file().map(Into::into)));
     credentials.save(&path)
 }
 
@@ -55,7 +58,8 @@ pub async fn logout(context: &Context) -> Result<()> {
     if credentials.current.as_deref() == Some(&url) {
         credentials.current = credentials.masters.keys().next().cloned();
     }
-    let ended = crate::client::Master::new(&url, Some(session.token))?.logout().await;
+    let ca_file = context.ca_file.as_ref().or(session.ca_file.as_ref());
+    let ended = Master::new(&url, Some(session.token), ca_file.map(PathBuf::as_path))?.logout().await;
     // forgotten here in any case; a session that the master doesn't know any more is what was wanted
     credentials.save(&path)?;
     match ended {

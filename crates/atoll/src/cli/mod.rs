@@ -15,6 +15,8 @@ mod prompt;
 mod shell;
 mod terminal;
 
+use std::path::PathBuf;
+
 use atoll_contract::{Error, ErrorCode};
 use atoll_net::clock::SharedClock;
 
@@ -33,12 +35,17 @@ pub struct Context {
     pub clock: SharedClock,
     /// `--master` or ATOLL_MASTER.
     master: Option<String>,
+    /// `--ca-file` or ATOLL_CA_FILE, as an absolute path.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Context {
     pub fn new(cli: &Cli, clock: SharedClock) -> Self {
         let master = cli.master.clone().filter(|url| !url.is_empty());
-        Self { output: Output { json: cli.json }, clock, master }
+        // one that can't be made absolute is wrong as it is, which is said when it is read
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let ca_file = cli.ca_file.clone().filter(|path| !path.as_os_str().is_empty()).map(absolute);
+        Self { output: Output { json: cli.json }, clock, master, ca_file }
     }
 
     /// The master that was named, else the one that was logged in to last, else the default.
@@ -49,9 +56,16 @@ impl Context {
         }
     }
 
+    /// The CA file that was named, else that of the last login at this master.
+    pub fn ca_file_for(&self, url: &str) -> Option<PathBuf> {
+        let remembered = || Credentials::load(&Credentials::path().ok()?).ok()?.masters.remove(url)?.ca_file;
+        self.ca_file.clone().or_else(remembered)
+    }
+
     /// The master, without a credential: for logging in.
     pub fn anonymous(&self) -> Result<Master> {
-        Master::new(&self.master_url()?, None)
+        let url = self.master_url()?;
+        Master::new(&url, None, self.ca_file_for(&url).as_deref())
     }
 
     /// The master, as whoever runs the command: ATOLL_TOKEN, else the session in the credentials file.
@@ -62,10 +76,10 @@ impl Context {
         if let Some(token) = token_from_environment() {
             // a key alone must do where there is no home directory
             let url = match &self.master {
-                Some(url) => url.clone(),
+                Some(url) => client::base_url(url)?,
                 None => self.master_url().unwrap_or_else(|_| DEFAULT_MASTER.into()),
             };
-            return Master::new(&url, Some(token));
+            return Master::new(&url, Some(token), self.ca_file_for(&url).as_deref());
         }
         let url = self.master_url()?;
         let mut credentials = Credentials::load(&Credentials::path()?)?;
@@ -75,7 +89,9 @@ impl Context {
         match credentials.masters.remove(&url) {
             None => Err(login(format!("You aren't logged in at {url}."))),
             Some(session) if session.expires_at <= self.clock.now() => Err(login(format!("Your session at {url} has ended."))),
-            Some(session) => Master::new(&url, Some(session.token)),
+            Some(session) => {
+                Master::new(&url, Some(session.token), self.ca_file.as_ref().or(session.ca_file.as_ref()).map(PathBuf::as_path))
+            }
         }
     }
 }

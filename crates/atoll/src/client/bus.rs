@@ -1,6 +1,7 @@
 //! Connections to a bus. That of a project's host is made with a connect token, which is renewed as long as the connection lives.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -63,7 +64,7 @@ impl Drop for Bus {
 /// The master's; `host_unavailable` if the host can't be reached; `unauthenticated` if it refuses a fresh token.
 pub async fn open(master: &Master, project: ProjectId, clock: &SharedClock) -> Result<Bus> {
     let place = master.connect(project).await?;
-    let first = match join(&place).await {
+    let first = match join(&place, master.ca_file()).await {
         Ok(parts) => return Ok(bus(master, project, clock, &place, parts)),
         Err(error) => error,
     };
@@ -72,7 +73,7 @@ pub async fn open(master: &Master, project: ProjectId, clock: &SharedClock) -> R
     if !moved && !matches!(first.code, ErrorCode::Unauthenticated | ErrorCode::StaleAssignment) {
         return Err(first);
     }
-    let parts = join(&again).await?;
+    let parts = join(&again, master.ca_file()).await?;
     Ok(bus(master, project, clock, &again, parts))
 }
 
@@ -143,7 +144,7 @@ fn not_there(view: &ProjectView) -> Error {
 /// The token that is presented when the connection is made anew; a renewal replaces it.
 type Token = Arc<Mutex<String>>;
 
-async fn join(place: &ConnectReply) -> Result<(stock::StockConn, Token)> {
+async fn join(place: &ConnectReply, ca_file: Option<&Path>) -> Result<(stock::StockConn, Token)> {
     let token: Token = Arc::new(Mutex::new(place.token.clone()));
     let presented = token.clone();
     let options = ConnectOptions::with_auth_callback(move |_nonce| {
@@ -155,8 +156,8 @@ async fn join(place: &ConnectReply) -> Result<(stock::StockConn, Token)> {
         }
     })
     .custom_inbox_prefix(&place.inbox_prefix);
-    let options = common(options);
-    let conn = stock::connect(&bus_url(&place.host_url)?, options).await.map_err(|error| match error.code {
+    let url = bus_url(&place.host_url)?;
+    let conn = stock::connect(&url, common(options, &url, ca_file)?).await.map_err(|error| match error.code {
         ErrorCode::Unavailable | ErrorCode::TimedOut => {
             Error::new(ErrorCode::HostUnavailable, format!("The project's host at {} doesn't answer: {}", place.host_url, error.message))
                 .mend("Can this machine reach that address? The host's own setting for it is host.public_url.")
@@ -174,16 +175,20 @@ fn bus(master: &Master, project: ProjectId, clock: &SharedClock, place: &Connect
 }
 
 /// What is the same for every connection of this program's.
-fn common(options: ConnectOptions) -> ConnectOptions {
-    options.name(concat!("atoll/", env!("CARGO_PKG_VERSION"))).connection_timeout(CONNECT_TIMEOUT).ignore_discovered_servers()
+fn common(options: ConnectOptions, url: &str, ca_file: Option<&Path>) -> Result<ConnectOptions> {
+    let options =
+        options.name(concat!("atoll/", env!("CARGO_PKG_VERSION"))).connection_timeout(CONNECT_TIMEOUT).ignore_discovered_servers();
+    // nats:// is encrypted if the server wants it; the published client then takes the system's certificates by itself
+    let encrypted = url.starts_with("wss://") || url.starts_with("tls://");
+    Ok(if encrypted || ca_file.is_some() { options.tls_client_config(super::trusted(ca_file)?) } else { options })
 }
 
 /// Connects to any NATS server, as the options say.
 ///
 /// # Errors
-/// `unauthenticated`, `timed_out`, `unavailable`.
-pub async fn open_server(url: &str, options: ConnectOptions) -> Result<Bus> {
-    let stock = stock::connect(url, common(options)).await?;
+/// `unauthenticated`, `untrusted`, `timed_out`, `unavailable`; `invalid_config` if the CA file can't be used.
+pub async fn open_server(url: &str, options: ConnectOptions, ca_file: Option<&Path>) -> Result<Bus> {
+    let stock = stock::connect(url, common(options, url, ca_file)?).await?;
     Ok(Bus { conn: Arc::new(stock.clone()), stock, renewal: None })
 }
 
@@ -194,7 +199,7 @@ pub async fn open_server(url: &str, options: ConnectOptions) -> Result<Bus> {
 pub async fn open_master(master: &Master) -> Result<Bus> {
     let account = master.me().await?;
     let options = ConnectOptions::new().token(master.token()?.to_owned()).custom_inbox_prefix(inbox_prefix(&account.id.to_string()));
-    open_server(&bus_url(master.url())?, options).await
+    open_server(&bus_url(master.url())?, options, master.ca_file()).await
 }
 
 /// Presents a new token when three fifths of the old one's life are over, as long as the connection is there.

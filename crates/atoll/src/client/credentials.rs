@@ -22,11 +22,14 @@ pub struct Session {
     pub name: String,
     pub token: String,
     pub expires_at: Timestamp,
+    /// The CA file that was named at the login, an absolute path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
-impl From<&LoginReply> for Session {
-    fn from(reply: &LoginReply) -> Self {
-        Self { name: reply.name.clone(), token: reply.token.clone(), expires_at: reply.expires_at }
+impl Session {
+    pub fn new(reply: &LoginReply, ca_file: Option<PathBuf>) -> Self {
+        Self { name: reply.name.clone(), token: reply.token.clone(), expires_at: reply.expires_at, ca_file }
     }
 }
 
@@ -109,7 +112,8 @@ mod tests {
     use super::*;
 
     fn some() -> Credentials {
-        let session = Session { name: "ada".into(), token: "secret".into(), expires_at: Timestamp::from_millis(5) };
+        let session =
+            Session { name: "ada".into(), token: "secret".into(), expires_at: Timestamp::from_millis(5), ca_file: Some("/ca.pem".into()) };
         Credentials { current: Some("http://a:1".into()), masters: BTreeMap::from([("http://a:1".into(), session)]) }
     }
 

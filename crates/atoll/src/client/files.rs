@@ -214,7 +214,7 @@ impl Files {
 
 async fn locate(master: &Master, project: ProjectId) -> Result<Place> {
     let reply = master.connect(project).await?;
-    Ok(Place { http: Http::new("host", &reply.host_url, Some(reply.token))?, expires_at: reply.expires_at })
+    Ok(Place { http: Http::new("host", &reply.host_url, Some(reply.token), master.ca_file())?, expires_at: reply.expires_at })
 }
 
 fn offset(response: &Response) -> Result<u64> {

@@ -1,8 +1,9 @@
 //! One server over HTTP: JSON in and out, bounded in time and size, errors as the contract has them.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use atoll_contract::{Error, ErrorCode};
+use atoll_net::tls;
 use futures_util::StreamExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
@@ -29,9 +30,11 @@ pub struct Http {
 }
 
 impl Http {
+    /// `ca_file` has certificates (PEM) that are trusted besides the system's.
+    ///
     /// # Errors
-    /// `invalid_argument` if `url` isn't one; `internal` if TLS can't be set up.
-    pub fn new(who: &'static str, url: &str, token: Option<String>) -> Result<Self> {
+    /// `invalid_argument` if `url` isn't one; `invalid_config` if the CA file can't be used; `internal` if TLS can't be set up.
+    pub fn new(who: &'static str, url: &str, token: Option<String>, ca_file: Option<&Path>) -> Result<Self> {
         let base = super::base_url(url)?;
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("atoll/", env!("CARGO_PKG_VERSION")))
@@ -39,10 +42,12 @@ impl Http {
             .read_timeout(READ_TIMEOUT)
             // a bearer credential must not follow a redirect, and the API has none
             .redirect(reqwest::redirect::Policy::none());
-        if base.starts_with("http://") {
+        builder = if base.starts_with("http://") {
             // no certificates are needed, and an image without a set of them must not be a reason to fail
-            builder = builder.tls_certs_only([]);
-        }
+            builder.tls_certs_only([])
+        } else {
+            builder.tls_backend_preconfigured(super::trusted(ca_file)?)
+        };
         let client = builder.build().map_err(|error| Error::internal(format!("TLS can't be set up: {}.", chain(&error))))?;
         Ok(Self { client, base, token, who })
     }
@@ -129,6 +134,9 @@ impl Http {
     /// The error for a request that got no answer.
     pub fn unreachable(&self, error: &reqwest::Error) -> Error {
         let (who, base) = (self.who, &self.base);
+        if let Some(error) = tls::handshake_error(&format!("The {who} at {base}"), error) {
+            return error;
+        }
         if error.is_timeout() && !error.is_connect() {
             return Error::new(ErrorCode::TimedOut, format!("The {who} at {base} didn't answer in time."));
         }

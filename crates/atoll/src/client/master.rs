@@ -1,6 +1,6 @@
 //! The master's HTTP API, one method for each resource that the commands use.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use atoll_contract::{
     ApiKeyId, Error, ErrorCode, OperationId, ProjectId,
@@ -25,11 +25,17 @@ pub const WATCH: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Master {
     http: Http,
+    /// Certificates that are trusted besides the system's, for hosts as well.
+    ca_file: Option<Arc<Path>>,
 }
 
 impl Master {
-    pub fn new(url: &str, token: Option<String>) -> Result<Self> {
-        Ok(Self { http: Http::new("master", url, token)? })
+    pub fn new(url: &str, token: Option<String>, ca_file: Option<&Path>) -> Result<Self> {
+        Ok(Self { http: Http::new("master", url, token, ca_file)?, ca_file: ca_file.map(Into::into) })
+    }
+
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
     }
 
     pub fn url(&self) -> &str {

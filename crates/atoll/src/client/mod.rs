@@ -6,7 +6,10 @@ mod files;
 mod http;
 mod master;
 
+use std::path::Path;
+
 use atoll_contract::Error;
+use atoll_net::tls::{self, ClientConfig, Trust};
 
 pub use self::{
     bus::{Bus, ask_agent, open as open_bus, open_master as open_master_bus, open_server},
@@ -19,6 +22,17 @@ use crate::errors::Result;
 
 /// What a command uses when nothing says which master: where `atoll up` listens by default.
 pub const DEFAULT_MASTER: &str = "http://127.0.0.1:7420";
+
+/// Whom this program's connections trust: what the system does, and the certificates in a file. Reads files.
+///
+/// # Errors
+/// `invalid_config` with the file.
+pub fn trusted(ca_file: Option<&Path>) -> Result<ClientConfig> {
+    tls::client_config(Trust::System(ca_file)).map_err(|error| match ca_file {
+        Some(_) => error.mend("Name another with --ca-file or ATOLL_CA_FILE."),
+        None => error,
+    })
+}
 
 /// A server's URL in the one spelling that is compared and stored: scheme, host, port; no path, no user, no slash at the end.
 ///

@@ -35,18 +35,26 @@ pub struct Master {
     pub listen: SocketAddr,
     pub public_url: Option<String>,
     pub data_dir: PathBuf,
+    pub tls: Tls,
     pub bus_listen: Option<SocketAddr>,
-    pub bus_tls: BusTls,
+    pub bus_tls: Tls,
     pub cluster: Cluster,
     pub max_connections: u32,
     pub history_days: u32,
 }
 
-/// Both or none.
+/// A listener's files: both or none.
 #[derive(Debug, Clone, Default)]
-pub struct BusTls {
+pub struct Tls {
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// The beginning of the URLs of what is served with it.
+    pub fn http_scheme(&self) -> &'static str {
+        if self.certificate.is_some() { "https" } else { "http" }
+    }
 }
 
 /// The NATS cluster that the master's bus joins, if there are URLs.
@@ -60,7 +68,9 @@ pub struct Cluster {
 #[derive(Debug, Clone)]
 pub struct Host {
     pub name: String,
-    pub master_url: String,
+    /// None unless it was set: the master that was joined.
+    pub master_url: Option<String>,
+    pub master_ca_file: Option<PathBuf>,
     pub listen: SocketAddr,
     pub public_url: Option<String>,
     pub data_dir: PathBuf,
@@ -68,8 +78,9 @@ pub struct Host {
     pub labels: BTreeMap<String, String>,
     pub max_running: u32,
     pub disk_reserve: u64,
+    pub tls: Tls,
     pub bus_listen: Option<SocketAddr>,
-    pub bus_tls: BusTls,
+    pub bus_tls: Tls,
     pub storage: Storage,
     pub runtime: Runtime,
 }
@@ -137,12 +148,14 @@ pub fn load(args: &ConfigArgs, flags: &[(&str, String)], machine: &Machine) -> R
 pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
     let settings = Settings::resolve(sources)?;
     let host = host(&settings, machine)?;
+    let tls = tls(&settings, ["master.tls_certificate", "master.tls_key"])?;
     let master = Master {
         listen: settings.address("master.listen")?,
-        public_url: settings.text("master.public_url"),
+        public_url: public_url(&settings, "master.public_url", &tls)?,
         data_dir: settings.path("master.data_dir").unwrap_or_else(|| machine.data_root.join("master")),
         bus_listen: settings.maybe_address("master.bus_listen")?,
-        bus_tls: bus_tls(&settings, ["master.bus_listen", "master.bus_tls_certificate", "master.bus_tls_key"])?,
+        bus_tls: bus_tls(&settings, ["master.bus_listen", "master.bus_tls_certificate", "master.bus_tls_key"], &tls)?,
+        tls,
         cluster: cluster(&settings)?,
         max_connections: settings.count("master.max_connections")?,
         history_days: settings.count("master.history_days")?,
@@ -154,16 +167,37 @@ pub fn build(sources: &Sources, machine: &Machine) -> Result<Config> {
     Ok(Config { log: Log { level, json: settings.text("log.format").as_deref() == Some("json") }, master, host })
 }
 
-fn bus_tls(settings: &Settings, [listen, certificate, key]: [&str; 3]) -> Result<BusTls> {
-    let tls = BusTls { certificate: settings.path(certificate), key: settings.path(key) };
+fn tls(settings: &Settings, [certificate, key]: [&str; 2]) -> Result<Tls> {
+    let tls = Tls { certificate: settings.path(certificate), key: settings.path(key) };
     match (&tls.certificate, &tls.key) {
         (Some(_), None) => Err(settings.refuse(key, format!("must be set, since {certificate} is."))),
         (None, Some(_)) => Err(settings.refuse(certificate, format!("must be set, since {key} is."))),
-        (Some(_), Some(_)) if settings.text(listen).is_none() => {
-            Err(settings.refuse(certificate, format!("does nothing without {listen}, the address that it is for.")))
-        }
         (None, None) | (Some(_), Some(_)) => Ok(tls),
     }
+}
+
+/// Of the bus over TCP: its own, else that of HTTP, so that one certificate is enough and no port is left plain by oversight.
+fn bus_tls(settings: &Settings, [listen, certificate, key]: [&str; 3], http: &Tls) -> Result<Tls> {
+    let own = tls(settings, [certificate, key])?;
+    match (&own.certificate, settings.text(listen)) {
+        (Some(_), None) => Err(settings.refuse(certificate, format!("does nothing without {listen}, the address that it is for."))),
+        (Some(_), Some(_)) => Ok(own),
+        (None, _) => Ok(http.clone()),
+    }
+}
+
+/// An address that begins with `https://` is right without a certificate, too, where a proxy in front does TLS; one with `http://` would send users
+/// and their credentials to a port that doesn't speak it.
+fn public_url(settings: &Settings, name: &str, tls: &Tls) -> Result<Option<String>> {
+    let url = settings.text(name);
+    let plain = url.as_deref().and_then(|url| url.get(..7)).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    if plain && tls.certificate.is_some() {
+        let section = name.split('.').next().unwrap_or_default();
+        return Err(settings
+            .refuse(name, format!("begins with http://, but {section}.tls_certificate is set."))
+            .mend("Write https:// in it."));
+    }
+    Ok(url)
 }
 
 fn cluster(settings: &Settings) -> Result<Cluster> {
@@ -180,10 +214,12 @@ fn cluster(settings: &Settings) -> Result<Cluster> {
 
 fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
     let listen = settings.address("host.listen")?;
-    let public_url = settings.text("host.public_url");
+    let tls = tls(settings, ["host.tls_certificate", "host.tls_key"])?;
+    let public_url = public_url(settings, "host.public_url", &tls)?;
     if public_url.is_none() && listen.ip().is_unspecified() {
         let why = "must be set, since host.listen is an address that users can't go to.";
-        return Err(settings.refuse("host.public_url", why).mend("Set it to http://NAME:PORT as users reach this machine."));
+        let mend = format!("Set it to {}://NAME:PORT as users reach this machine.", tls.http_scheme());
+        return Err(settings.refuse("host.public_url", why).mend(mend));
     }
     let network = settings.text("host.runtime.network");
     if network.as_deref().is_some_and(|network| network == "host" || network.starts_with("container:") || network.starts_with("ns:")) {
@@ -196,7 +232,8 @@ fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
     }
     Ok(Host {
         name,
-        master_url: settings.text("host.master_url").ok_or_else(|| settings.refuse("host.master_url", "must not be empty."))?,
+        master_url: settings.text("host.master_url"),
+        master_ca_file: settings.path("host.master_ca_file"),
         listen,
         public_url,
         region: settings.text("host.region").unwrap_or_default(),
@@ -204,7 +241,8 @@ fn host(settings: &Settings, machine: &Machine) -> Result<Host> {
         max_running: settings.count("host.max_running")?,
         disk_reserve: settings.size("host.disk_reserve")?,
         bus_listen: settings.maybe_address("host.bus_listen")?,
-        bus_tls: bus_tls(settings, ["host.bus_listen", "host.bus_tls_certificate", "host.bus_tls_key"])?,
+        bus_tls: bus_tls(settings, ["host.bus_listen", "host.bus_tls_certificate", "host.bus_tls_key"], &tls)?,
+        tls,
         storage: Storage {
             kind: match settings.text("host.storage.kind").as_deref() {
                 Some("btrfs") => StorageChoice::Btrfs,
@@ -288,7 +326,7 @@ mod tests {
     fn the_roles_own_defaults_are_the_documented_ones() {
         let (config, host) = (build("").unwrap(), atoll_host::HostConfig::default());
         assert_eq!(config.master.listen, atoll_master::MasterConfig::default().listen);
-        assert_eq!((config.host.listen, config.host.master_url.as_str()), (host.listen, host.master_url.as_str()));
+        assert_eq!((config.host.listen, config.host.master_url), (host.listen, None));
         assert_eq!(crate::client::DEFAULT_MASTER, host.master_url);
         assert_eq!((config.host.max_running, config.host.disk_reserve), (host.max_running, host.disk_reserve_bytes));
     }
@@ -306,6 +344,20 @@ mod tests {
         assert_eq!(config.host.storage.path, PathBuf::from("/v"));
         assert_eq!(config.host.runtime.oci_runtime.as_deref(), Some("runc"));
         assert!(config.master.bus_listen.is_some());
+    }
+
+    #[test]
+    fn one_certificate_is_for_both_listeners_unless_the_bus_has_its_own() {
+        let tls = "[host]\ntls_certificate = \"/c\"\ntls_key = \"/k\"\npublic_url = \"https://a\"\nbus_listen = \"127.0.0.1:4222\"\n";
+        let files = |tls: &Tls| [tls.certificate.clone(), tls.key.clone()].map(|file| file.map(|file| file.display().to_string()));
+        let of = |a: &str, b: &str| [Some(a.to_owned()), Some(b.to_owned())];
+        let host = build(tls).unwrap().host;
+        assert_eq!((files(&host.tls), files(&host.bus_tls)), (of("/c", "/k"), of("/c", "/k")));
+        let host = build(&format!("{tls}bus_tls_certificate = \"/bc\"\nbus_tls_key = \"/bk\"\n")).unwrap().host;
+        assert_eq!((files(&host.tls), files(&host.bus_tls)), (of("/c", "/k"), of("/bc", "/bk")));
+        // a proxy does it
+        let host = build("[host]\npublic_url = \"https://a\"").unwrap().host;
+        assert_eq!((host.tls.http_scheme(), host.public_url.as_deref()), ("http", Some("https://a")));
     }
 
     #[test]
@@ -328,7 +380,10 @@ mod tests {
             ("[master]\ncluster_ca_file = \"/c\"", "master.cluster_urls"),
             ("[host]\ndata_dir = \"/data/master\"", "host.data_dir"),
             ("[host.runtime]\nnetwork = \"host\"", "host.runtime.network"),
-            ("[host]\nmaster_url = \"\"", "host.master_url"),
+            ("[host]\ntls_certificate = \"/c\"", "host.tls_key"),
+            ("[master]\ntls_key = \"/k\"", "master.tls_certificate"),
+            ("[master]\ntls_certificate = \"/c\"\ntls_key = \"/k\"\npublic_url = \"HTTP://a\"", "master.public_url"),
+            ("[host]\ntls_certificate = \"/c\"\ntls_key = \"/k\"\npublic_url = \"http://a\"", "host.public_url"),
             ("[host]\nlisten = \"\"", "host.listen"),
             ("[host]\nmax_running = 99999999999", "host.max_running"),
         ] {

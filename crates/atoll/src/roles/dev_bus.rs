@@ -7,7 +7,7 @@ use atoll_net::{
     bus::{Authenticator, BridgeOptions, BusLimits, Credentials, Grant, Router, listen},
     clock::SystemClock,
     streams::{Roots, StreamLimits, StreamService},
-    tls::ServerTls,
+    tls::{Protocol, ServerTls},
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -56,16 +56,19 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         }
         let (listener, addr) = bind(args.listen).await?;
         let tls = args.tls_certificate.as_deref().zip(args.tls_key.as_deref());
-        let tls = tls.map(|(certificate, key)| ServerTls::load(certificate, key, Arc::new(SystemClock))).transpose()?;
-        let scheme = if tls.is_some() { "tls" } else { "nats" };
-        tasks.spawn(router.serve_listener(listener, tls.map(Arc::new), auth.clone(), cancel.clone()));
+        let load = |protocol| {
+            let load = |(certificate, key)| ServerTls::load(certificate, key, protocol, Arc::new(SystemClock)).map(Arc::new);
+            tls.map(load).transpose()
+        };
+        let [scheme, web_scheme] = if tls.is_some() { ["tls", "wss"] } else { ["nats", "ws"] };
+        tasks.spawn(router.serve_listener(listener, load(Protocol::Nats)?, auth.clone(), cancel.clone()));
         if let Some(options) = cluster(&args).await? {
             tasks.spawn(router.join(options, cancel.clone())?);
         }
         let websocket = match args.websocket {
             Some(address) => {
                 let (listener, addr) = bind(address).await?;
-                tasks.spawn(router.serve_websocket_tcp(listener, auth, cancel.clone()));
+                tasks.spawn(router.serve_websocket_tcp(listener, load(Protocol::Http)?, auth, cancel.clone()));
                 Some(addr)
             }
             None => None,
@@ -75,7 +78,7 @@ pub fn run(args: DevBusArgs, json: bool) -> Result<u8> {
         } else {
             announce(&format!("The bus serves at {scheme}://{addr}."));
             if let Some(addr) = websocket {
-                announce(&format!("The bus serves at ws://{addr}."));
+                announce(&format!("The bus serves at {web_scheme}://{addr}."));
             }
         }
         stop.told().await;

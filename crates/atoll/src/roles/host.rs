@@ -16,6 +16,7 @@ use atoll_net::clock::{SharedClock, SystemClock};
 use super::{Stop, announce, binary, serve};
 use crate::{
     args::ServeArgs,
+    client::DEFAULT_MASTER,
     config::{self, Host, Machine, StorageChoice},
     errors::Result,
 };
@@ -36,6 +37,11 @@ pub fn run(args: ServeArgs) -> Result<u8> {
 
 /// Puts runtime and storage together and starts the host on them. Also gives what was found out about the machine.
 pub async fn start(config: &Host, identity: Identity, clock: SharedClock) -> Result<(RunningHost, Vec<Finding>)> {
+    // the master's address may be another one than at the join
+    let identity = match &config.master_url {
+        Some(url) => Identity { master_url: url.trim_end_matches('/').into(), ..identity },
+        None => identity,
+    };
     let binary = binary::keep_copy(&config.data_dir)?;
     let podman = podman(config, identity.host, binary.clone());
     podman.check()?;
@@ -105,7 +111,10 @@ fn host_config(config: &Host, binary: PathBuf) -> HostConfig {
         data_dir: config.data_dir.clone(),
         listen: config.listen,
         public_url: config.public_url.clone().unwrap_or_default(),
-        master_url: config.master_url.clone(),
+        master_url: config.master_url.clone().unwrap_or_else(|| DEFAULT_MASTER.into()),
+        master_ca_file: config.master_ca_file.clone(),
+        tls_certificate: config.tls.certificate.clone(),
+        tls_key: config.tls.key.clone(),
         region: config.region.clone(),
         labels: config.labels.clone(),
         max_running: config.max_running,

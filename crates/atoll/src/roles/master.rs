@@ -47,6 +47,8 @@ fn master_config(config: &Master) -> MasterConfig {
         listen: config.listen,
         public_url: config.public_url.clone(),
         data_dir: config.data_dir.clone(),
+        tls_certificate: config.tls.certificate.clone(),
+        tls_key: config.tls.key.clone(),
         bus_listen: config.bus_listen,
         bus_tls_certificate: config.bus_tls.certificate.clone(),
         bus_tls_key: config.bus_tls.key.clone(),

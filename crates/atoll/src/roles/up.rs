@@ -32,7 +32,11 @@ async fn both(mut config: Config, mut stop: Stop) -> Result<()> {
     let clock: SharedClock = Arc::new(SystemClock);
     announce("Starting…");
     let master = stop.or(master::start(&config.master, clock.clone())).await?;
-    config.host.master_url = local_url(master.addr());
+    // never by a name that might not be known here, unless it has to be the one in the certificate
+    config.host.master_url = Some(match config.master.tls.certificate {
+        Some(_) => master.url().to_owned(),
+        None => local_url(master.addr()),
+    });
     let (host, findings) = match stop.or(start_host(&config, &master, clock)).await {
         Ok(started) => started,
         Err(error) => {
@@ -60,8 +64,6 @@ async fn start_host(config: &Config, master: &RunningMaster, clock: SharedClock)
         let token = master.join_token(&config.host.name).await?;
         host::join(&config.host, &token, &clock).await?
     };
-    // the address may be another one than at the join; the host is told its master's at every start
-    let identity = Identity { master_url: config.host.master_url.clone(), ..identity };
     host::start(&config.host, identity, clock).await
 }
 
@@ -102,12 +104,16 @@ fn reachable(config: Config, listen: SocketAddr) -> Result<Config> {
             atoll_contract::ErrorCode::InvalidConfig,
             format!("host.public_url must be set, since {} is an address that users can't go to.", listen.ip()),
         )
-        .mend(format!("Add --set host.public_url=http://NAME:{} with this machine's name or address.", config.host.listen.port())));
+        .mend(format!(
+            "Add --set host.public_url={}://NAME:{} with this machine's name or address.",
+            config.host.tls.http_scheme(),
+            config.host.listen.port()
+        )));
     }
     Ok(config)
 }
 
-/// How this process's own host reaches the master: never by a name that might not be known here.
+/// How this process's own host reaches a master that isn't encrypted.
 fn local_url(address: SocketAddr) -> String {
     let mut address = address;
     if address.ip().is_unspecified() {

@@ -17,6 +17,7 @@ use atoll_contract::{
 use atoll_net::{
     bus::{BoxFuture, Router},
     clock::{SharedClock, random_text},
+    tls::ClientConfig,
 };
 use futures_util::StreamExt;
 use tokio::{
@@ -38,6 +39,8 @@ pub(crate) struct Uplink {
     pub(crate) identity: Identity,
     pub(crate) data_dir: PathBuf,
     pub(crate) bus_url: String,
+    /// Whom it believes to be its master, if the URL is an encrypted one.
+    pub(crate) trust: Option<ClientConfig>,
     pub(crate) facts: HostFacts,
     pub(crate) bounds: Bounds,
     pub(crate) projects: Projects,
@@ -79,7 +82,12 @@ impl Uplink {
 
     fn options(&self, connections: watch::Sender<u64>) -> async_nats::ConnectOptions {
         let (clock, url) = (self.clock.clone(), self.bus_url.clone());
-        async_nats::ConnectOptions::with_nkey(self.identity.seed.clone())
+        let options = async_nats::ConnectOptions::with_nkey(self.identity.seed.clone());
+        let options = match &self.trust {
+            Some(trust) => options.tls_client_config(trust.clone()),
+            None => options,
+        };
+        options
             .name(format!("host {}", self.identity.name))
             .custom_inbox_prefix(format!("_INBOX.{}", self.identity.host))
             .retry_on_initial_connect()

@@ -1,11 +1,11 @@
 //! The keys, the API's description, and the bus's door.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use atoll_contract::claims::Jwks;
 use axum::{
     Extension, Json, Router,
-    extract::{State, WebSocketUpgrade},
+    extract::{ConnectInfo, State, WebSocketUpgrade},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -14,7 +14,6 @@ use tracing::Instrument;
 use utoipa::openapi::OpenApi;
 
 use super::{App, edge::Failure};
-use crate::serve::Peer;
 
 /// The subprotocol that NATS clients in browsers ask for; others ask for none.
 const SUBPROTOCOL: &str = "nats";
@@ -39,15 +38,15 @@ pub(super) fn undocumented(document: &OpenApi) -> Router<App> {
 /// The bus over WebSocket. Who may do what is settled by its own CONNECT, not here.
 async fn bus(
     State(app): State<App>,
-    peer: Option<Extension<Peer>>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response {
     let Ok(upgrade) = upgrade else {
         let error = atoll_contract::Error::invalid("The bus is a WebSocket.").mend("Use a NATS client with a ws:// or wss:// address.");
         return Failure(error).into_response();
     };
-    let peer = peer.map_or_else(|| "unknown".to_owned(), |Extension(Peer(peer))| peer.to_string());
-    let upgrade = upgrade.protocols([SUBPROTOCOL]);
+    let peer = peer.map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(peer))| peer.to_string());
+    let upgrade = app.bus.limits().bound_websocket(upgrade.protocols([SUBPROTOCOL]));
     let span = tracing::debug_span!("bus", peer);
     let serve = async move |socket| app.bus.serve_websocket(socket, peer, app.authenticator.clone(), app.stop.clone()).await;
     upgrade.on_upgrade(move |socket| serve(socket).instrument(span))

@@ -18,12 +18,10 @@ use tokio::{
 use tokio_rustls::{Accept, TlsAcceptor, server::TlsStream};
 
 use super::server::error_line;
-use crate::tls::ServerTls;
+use crate::tls::{HANDSHAKE, ServerTls};
 
 /// How long a client may take to begin a handshake before INFO is sent in the clear (as nats-server's `handshake_first: auto`).
 const FIRST_BYTE: Duration = Duration::from_millis(50);
-/// The first byte of a TLS handshake record (RFC 8446, section 5.1).
-const HANDSHAKE: u8 = 22;
 
 /// A connection that becomes encrypted. What is written first is the line of INFO; nothing else is written or read in the clear. Time is bounded by
 /// the connection's own limit for CONNECT.

@@ -12,6 +12,7 @@ use super::{
     subject,
     wire::check_headers,
 };
+use crate::tls;
 
 /// The published client as a [`Conn`]. It connects again by itself, with its subscriptions; what was published meanwhile by others is missed.
 ///
@@ -170,7 +171,7 @@ impl StockConn {
 /// Connects with the published client such that a request which the server refuses fails at once. Takes the options' event callback for it.
 ///
 /// # Errors
-/// `unauthenticated`, `timed_out`, `unavailable`.
+/// `unauthenticated`, `untrusted`, `timed_out`, `unavailable`.
 pub async fn connect(url: &str, options: async_nats::ConnectOptions) -> Result<StockConn, Error> {
     let (sender, _) = broadcast::channel(64);
     let refusals = sender.clone();
@@ -189,13 +190,13 @@ pub async fn connect(url: &str, options: async_nats::ConnectOptions) -> Result<S
     use async_nats::ConnectErrorKind as Kind;
     match options.connect(url).await {
         Ok(client) => Ok(StockConn { client, refusals: Some(refusals) }),
-        Err(error) => Err(match error.kind() {
+        Err(error) => Err(tls::handshake_error(&format!("The bus at {url}"), &error).unwrap_or_else(|| match error.kind() {
             Kind::AuthorizationViolation | Kind::Authentication => {
                 Error::new(ErrorCode::Unauthenticated, "The bus refused the credentials.")
             }
             Kind::TimedOut => Error::new(ErrorCode::TimedOut, "The bus didn't answer in time."),
             _ => Error::new(ErrorCode::Unavailable, format!("The bus at {url} can't be reached: {error}.")),
-        }),
+        })),
     }
 }
 

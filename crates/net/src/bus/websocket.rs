@@ -20,6 +20,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Authenticator, limits::BusLimits, pump::Transport, router::Router};
+use crate::{
+    http::{self, HttpLimits},
+    tls::ServerTls,
+};
 
 /// Bytes that a client may put into one frame beside a message of the greatest size: clients collect small ones.
 const COLLECTED: usize = 256 << 10;
@@ -40,11 +44,12 @@ impl BusLimits {
 }
 
 impl Router {
-    /// Serves WebSockets at every path of a listener of their own, until `cancel`. Masters and hosts serve theirs beside their HTTP instead, which
-    /// bounds connections by itself; this one is for the bus alone.
+    /// Serves WebSockets at every path of a listener of their own, until `cancel`; encrypted where there is a certificate. Masters and hosts serve
+    /// theirs beside their HTTP instead; this one is for the bus alone.
     pub fn serve_websocket_tcp(
         self: &Arc<Self>,
         listener: TcpListener,
+        tls: Option<Arc<ServerTls>>,
         auth: Arc<dyn Authenticator>,
         cancel: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
@@ -53,12 +58,13 @@ impl Router {
             let upgrade = router.limits().bound_websocket(upgrade);
             upgrade.on_upgrade(move |socket| async move { router.serve_websocket(socket, peer.to_string(), auth, cancel).await })
         };
-        let app = axum::Router::new().fallback(open).into_make_service_with_connect_info::<SocketAddr>();
-        async move {
-            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
-                tracing::error!(%error, "the bus can't serve WebSockets any more");
-            }
-        }
+        let limits = HttpLimits {
+            // what is no WebSocket yet; those are bounded by the router
+            connections: self.limits().connections.min(HttpLimits::default().connections),
+            drain: self.limits().close_timeout,
+            ..HttpLimits::default()
+        };
+        http::serve(listener, tls, axum::Router::new().fallback(open), limits, stop)
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::ConnectOptions;
-use atoll_net::{bus::BusLimits, tls::ServerTls};
+use atoll_net::{
+    bus::BusLimits,
+    tls::{Protocol, ServerTls},
+};
 use futures_util::StreamExt;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -34,7 +37,7 @@ async fn served(bus: Bus) -> Served {
     let directory = tempfile::tempdir().unwrap();
     write_certificate(&directory);
     let path = |name| directory.path().join(name);
-    let tls = Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), bus.clock.clone()).unwrap());
+    let tls = Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), Protocol::Nats, bus.clock.clone()).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(bus.router.serve_tls(listener, tls, bus.auth.clone(), bus.cancel.clone()));

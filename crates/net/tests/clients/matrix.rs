@@ -10,14 +10,16 @@ use std::{
 pub(crate) const CHECKS: [&str; 8] =
     ["connect", "requests", "queue groups", "headers", "no responders", "large payloads", "reconnect", "drain"];
 
-pub(crate) const CLIENTS: [&str; 8] = [
+pub(crate) const CLIENTS: [&str; 10] = [
     "async-nats, TCP",
     "async-nats, WebSocket",
     "nats-py, TCP",
     "nats-py, TLS",
     "nats-py, WebSocket",
+    "nats-py, WebSocket with TLS",
     "@nats-io/transport-node, TCP",
     "@nats-io/nats-core, WebSocket in Node",
+    "@nats-io/nats-core, WebSocket with TLS in Node",
     "@nats-io/nats-core, WebSocket in Chromium",
 ];
 

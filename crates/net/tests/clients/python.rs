@@ -37,3 +37,8 @@ async fn nats_py_over_tls() {
 async fn nats_py_over_websocket() {
     try_it("nats-py, WebSocket", false, Stand::websocket_url).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_py_over_an_encrypted_websocket() {
+    try_it("nats-py, WebSocket with TLS", true, Stand::websocket_url).await;
+}

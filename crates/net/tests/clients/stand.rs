@@ -15,7 +15,7 @@ use atoll_net::{
     bus::{Authenticator, BusLimits, Conn, Credentials, Grant, Message, Router},
     clock::SystemClock,
     streams::{Roots, StreamLimits, StreamService},
-    tls::ServerTls,
+    tls::{Protocol, ServerTls},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -32,7 +32,7 @@ pub(crate) const PROJECT: &str = "0198c0de-0000-7000-8000-000000000003";
 pub(crate) struct Stand {
     pub(crate) tcp: SocketAddr,
     pub(crate) websocket: SocketAddr,
-    /// Where TCP is encrypted: a directory with the certificate, which is for localhost.
+    /// Where all is encrypted: a directory with the certificate, which is for localhost.
     certificate: Option<TempDir>,
     _stop: DropGuard,
 }
@@ -42,7 +42,7 @@ impl Stand {
         Self::begin(None).await
     }
 
-    /// With TLS over TCP.
+    /// With TLS over TCP and below WebSocket.
     pub(crate) async fn encrypted() -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -54,7 +54,8 @@ impl Stand {
     async fn begin(certificate: Option<TempDir>) -> Self {
         let load = |directory: &TempDir| {
             let path = |name| directory.path().join(name);
-            Arc::new(ServerTls::load(&path("cert.pem"), &path("key.pem"), Arc::new(SystemClock)).unwrap())
+            let load = |protocol| ServerTls::load(&path("cert.pem"), &path("key.pem"), protocol, Arc::new(SystemClock));
+            [Protocol::Nats, Protocol::Http].map(|protocol| Arc::new(load(protocol).unwrap()))
         };
         let tls = certificate.as_ref().map(load);
         let (tcp, websocket) = (listen(any()).await, listen(any()).await);
@@ -78,7 +79,10 @@ impl Stand {
     }
 
     pub(crate) fn websocket_url(&self) -> String {
-        format!("ws://{}/bus", self.websocket)
+        match self.certificate {
+            Some(_) => format!("wss://localhost:{}/bus", self.websocket.port()),
+            None => format!("ws://{}/bus", self.websocket),
+        }
     }
 }
 
@@ -91,7 +95,7 @@ async fn listen(address: SocketAddr) -> TcpListener {
 }
 
 /// One bus after the other at the same addresses, each without a memory of the one before.
-async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc<ServerTls>>, stop: CancellationToken) {
+async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<[Arc<ServerTls>; 2]>, stop: CancellationToken) {
     let addresses = (tcp.local_addr().unwrap(), websocket.local_addr().unwrap());
     loop {
         let (router, auth, cancel) = (Router::new(BusLimits::default(), Arc::new(SystemClock)), Arc::new(Door), stop.child_token());
@@ -99,11 +103,9 @@ async fn serve(mut tcp: TcpListener, mut websocket: TcpListener, tls: Option<Arc
         let mut restart = conn.subscribe("control.restart", None).await.unwrap();
         tokio::spawn(echo(conn.clone()));
         let streams = serve_streams(&router, cancel.clone()).await;
-        let by_tcp = match &tls {
-            Some(tls) => tokio::spawn(router.serve_tls(tcp, tls.clone(), auth.clone(), cancel.clone())),
-            None => tokio::spawn(router.serve_tcp(tcp, auth.clone(), cancel.clone())),
-        };
-        let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, auth, cancel.clone()));
+        let [for_tcp, for_websocket] = tls.clone().map_or([None, None], |both| both.map(Some));
+        let by_tcp = tokio::spawn(router.serve_listener(tcp, for_tcp, auth.clone(), cancel.clone()));
+        let by_websocket = tokio::spawn(router.serve_websocket_tcp(websocket, for_websocket, auth, cancel.clone()));
         tokio::select! {
             _ = restart.next() => {}
             () = stop.cancelled() => return,

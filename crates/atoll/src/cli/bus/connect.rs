@@ -17,14 +17,14 @@ pub async fn open(context: &Context, args: &BusArgs) -> Result<Bus> {
         let project = master.project_id(project).await?;
         return client::open_bus(&master, project, &context.clock).await;
     }
-    match server(&args.server).await? {
+    match server(context, &args.server).await? {
         Some(bus) => Ok(bus),
         None => client::open_master_bus(&context.master()?).await,
     }
 }
 
 /// The server that was named, if one was.
-pub async fn server(args: &BusServerArgs) -> Result<Option<Bus>> {
+pub async fn server(context: &Context, args: &BusServerArgs) -> Result<Option<Bus>> {
     let Some(url) = &args.server else { return Ok(None) };
     check(url)?;
     let mut options = ConnectOptions::new();
@@ -38,14 +38,11 @@ pub async fn server(args: &BusServerArgs) -> Result<Option<Bus>> {
     if let Some(file) = &args.creds {
         options = options.credentials_file(file).await.map_err(|error| errors::io(file.display(), &error))?;
     }
-    if let Some(file) = &args.ca_file {
-        options = options.add_root_certificates(file.clone());
-    }
-    Ok(Some(client::open_server(url, options).await?))
+    Ok(Some(client::open_server(url, options, context.ca_file.as_deref()).await?))
 }
 
 /// Refuses secrets in the URL, which every process of the machine can read.
-fn check(url: &str) -> Result<()> {
+pub fn check(url: &str) -> Result<reqwest::Url> {
     let bad =
         || Error::invalid(format!("{:?} isn't a bus's URL.", shown(url))).mend("Write it as nats://NAME:PORT, or with tls, ws or wss.");
     let parsed = reqwest::Url::parse(url).map_err(|_| bad())?;
@@ -56,7 +53,7 @@ fn check(url: &str) -> Result<()> {
         return Err(Error::invalid("The URL has a secret in it, which others on this machine can see.")
             .mend("Give --token-file, or --user with --password-file."));
     }
-    Ok(())
+    Ok(parsed)
 }
 
 /// Without what could be a secret.

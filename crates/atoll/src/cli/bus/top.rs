@@ -120,7 +120,7 @@ impl Looker {
             let host = master.host(host).await?;
             return Ok(Self { bus: client::open_master_bus(&master).await?, subject: host_stats(host.id), host: Some(host.name) });
         }
-        let bus = match connect::server(&args.server).await? {
+        let bus = match connect::server(context, &args.server).await? {
             Some(bus) => bus,
             None => client::open_master_bus(&context.master()?).await?,
         };

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{options::HubUrl, wire::HubInfo};
-use crate::tls;
+use crate::tls::{self, Trust};
 
 /// A stream to a hub, encrypted or not.
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -48,7 +48,7 @@ pub(super) async fn reach(url: &HubUrl, ca_file: Option<&Path>) -> Result<Reache
         return Err("the hub goes on in the clear after asking for TLS".into());
     }
     let ca_file = ca_file.map(Path::to_owned);
-    let config = tokio::task::spawn_blocking(move || tls::client_config(ca_file.as_deref()));
+    let config = tokio::task::spawn_blocking(move || tls::client_config(ca_file.as_deref().map_or(Trust::System(None), Trust::Only)));
     let config = config.await.map_err(|error| error.to_string())?.map_err(|error| error.message)?;
     let name = ServerName::try_from(url.host.clone()).map_err(|_| format!("{:?} isn't a name that a certificate could have", url.host))?;
     let encrypted = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket);

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use atoll_contract::{Error, ErrorCode};
 
 use super::credentials::Credentials;
-use crate::tls;
+use crate::tls::{self, Trust};
 
 /// What a bridge is told.
 #[derive(Debug, Clone)]
@@ -65,7 +65,7 @@ impl BridgeOptions {
     pub async fn check(&self) -> Result<(), Error> {
         Credentials::load(self.credentials_file.as_deref()).await?;
         if let Some(path) = self.ca_file.clone() {
-            let read = tokio::task::spawn_blocking(move || tls::client_config(Some(&path)).map(drop)).await;
+            let read = tokio::task::spawn_blocking(move || tls::client_config(Trust::Only(&path)).map(drop)).await;
             read.map_err(|error| Error::internal(error.to_string()))??;
         }
         Ok(())

@@ -51,7 +51,7 @@ impl Responder {
 
     /// Runs beside `work` until that is done.
     pub fn beside<T>(self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let socket = self.link.stream.try_clone().map_err(|error| super::link::failed(&error))?;
+        let socket = self.link.road.socket.try_clone().map_err(|error| super::link::failed(&error))?;
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let over = &over;

@@ -1,7 +1,7 @@
 //! Publishing as fast as the bus takes it. One thread does all reading and writing, so that the load costs as little as it can.
 
 use std::{
-    io::{ErrorKind, Write},
+    io::ErrorKind,
     os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -148,13 +148,15 @@ impl Flow {
         let readable = PollFlags::IN;
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(self.publishers.len() + self.subscribers.len() + 1);
         for publisher in &self.publishers {
-            let wants = if room || publisher.written.is_some() { readable | PollFlags::OUT } else { readable };
-            fds.push(PollFd::from_borrowed_fd(publisher.link.stream.as_fd(), wants));
+            let writes = room || publisher.written.is_some() || publisher.link.road.has_unsent();
+            let wants = if writes { readable | PollFlags::OUT } else { readable };
+            fds.push(PollFd::from_borrowed_fd(publisher.link.road.socket.as_fd(), wants));
         }
-        fds.extend(self.subscribers.iter().map(|subscriber| PollFd::from_borrowed_fd(subscriber.link.stream.as_fd(), readable)));
+        fds.extend(self.subscribers.iter().map(|subscriber| PollFd::from_borrowed_fd(subscriber.link.road.socket.as_fd(), readable)));
         if let Some(churner) = &self.churner {
-            let wants = if churner.waiting.is_empty() { readable } else { readable | PollFlags::OUT };
-            fds.push(PollFd::from_borrowed_fd(churner.link.stream.as_fd(), wants));
+            let writes = !churner.waiting.is_empty() || churner.link.road.has_unsent();
+            let wants = if writes { readable | PollFlags::OUT } else { readable };
+            fds.push(PollFd::from_borrowed_fd(churner.link.road.socket.as_fd(), wants));
         }
         match poll(&mut fds, Some(&LOOK)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(false),
@@ -193,6 +195,9 @@ impl Flow {
         if publisher.written.is_none() && std::mem::take(&mut publisher.owes_pong) {
             publisher.link.write(b"PONG\r\n")?;
         }
+        if flags.contains(PollFlags::OUT) {
+            publisher.link.flush()?;
+        }
         if !flags.contains(PollFlags::OUT) || !(room || publisher.written.is_some()) {
             return Ok(false);
         }
@@ -200,7 +205,7 @@ impl Flow {
         let begins = publisher.written.is_none();
         let written = publisher.written.unwrap_or(0);
         let bytes = &self.load.bytes[batch.start..batch.end];
-        let count = match publisher.link.stream.write(&bytes[written..]) {
+        let count = match publisher.link.road.write(&bytes[written..]) {
             Ok(count) => count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             Err(error) => return Err(failed(&error)),
@@ -234,8 +239,10 @@ impl Churner {
         if flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) && self.link.read(|_, _| Ok(()))?.pings > 0 {
             self.waiting.extend_from_slice(b"PONG\r\n");
         }
-        if flags.contains(PollFlags::OUT) {
-            match self.link.stream.write(&self.waiting) {
+        if flags.contains(PollFlags::OUT) && self.waiting.is_empty() {
+            self.link.flush()?;
+        } else if flags.contains(PollFlags::OUT) {
+            match self.link.road.write(&self.waiting) {
                 Ok(count) => drop(self.waiting.drain(..count)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(error) => return Err(failed(&error)),

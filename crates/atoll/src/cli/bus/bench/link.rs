@@ -1,13 +1,11 @@
 //! A connection of the load program: bare sockets and the least work for each message, since it shares the machine with the bus that it measures.
 
-use std::{
-    io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use atoll_contract::{Error, ErrorCode};
+use atoll_net::tls::ClientConfig;
 
+use super::road::Road;
 use crate::errors::{Result, plain};
 
 /// How long the bus may take to connect, and to do nothing while it should.
@@ -20,7 +18,11 @@ const MAX_LINE: usize = 64 << 10;
 /// Whom to connect to, and as whom.
 #[derive(Debug, Clone)]
 pub struct Target {
+    /// nats, tls, ws or wss.
+    pub url: reqwest::Url,
     pub address: SocketAddr,
+    /// Whom to trust, where that is needed.
+    pub trust: Option<ClientConfig>,
     /// CONNECT, with the credentials.
     pub connect: String,
 }
@@ -37,7 +39,7 @@ pub struct Seen {
 
 /// A connection that has said CONNECT.
 pub struct Link {
-    pub stream: TcpStream,
+    pub road: Road,
     buffer: Vec<u8>,
     filled: usize,
     /// The line of the last message: the next one's is most often the same.
@@ -51,11 +53,9 @@ pub struct Link {
 impl Link {
     /// Connects and waits for the first PONG; blocking.
     pub fn open(target: &Target, size: usize) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&target.address, PATIENCE).map_err(|error| failed(&error))?;
-        let prepared = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(PATIENCE)));
-        prepared.and_then(|()| stream.set_write_timeout(Some(PATIENCE))).map_err(|error| failed(&error))?;
+        let road = Road::open(target)?;
         let buffer = vec![0; BUFFER.max(2 * size + MAX_LINE)];
-        let mut link = Self { stream, buffer, filled: 0, line: Vec::new(), size, blocking: true };
+        let mut link = Self { road, buffer, filled: 0, line: Vec::new(), size, blocking: true };
         link.write(format!("{}PING\r\n", target.connect).as_bytes())?;
         link.wait_for_pong(0)?;
         Ok(link)
@@ -64,12 +64,20 @@ impl Link {
     /// Whether reading waits for something to come.
     pub fn set_blocking(&mut self, blocking: bool) -> Result<()> {
         self.blocking = blocking;
-        self.stream.set_nonblocking(!blocking).map_err(|error| failed(&error))
+        self.road.socket.set_nonblocking(!blocking).map_err(|error| failed(&error))
     }
 
     /// Writes it all; blocking.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).map_err(|error| failed(&error))
+        self.road.write_all(bytes).map_err(|error| failed(&error))
+    }
+
+    /// Writes on with what has been taken and not written, as far as the socket takes it.
+    pub fn flush(&mut self) -> Result<()> {
+        match self.road.flush() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(failed(&error)),
+            _ => Ok(()),
+        }
     }
 
     /// A round trip, so that the bus knows all that was sent before; blocking. `messages` are still to come; if it is another number, that is an error.
@@ -89,9 +97,20 @@ impl Link {
         Err(Error::internal(format!("{} messages came where {messages} should have.", seen.messages)))
     }
 
-    /// Reads once and looks at each whole message with `each(line, payload)`. Nothing seen if the socket has nothing now.
+    /// Reads what the socket has now and looks at each whole message with `each(line, payload)`. Nothing seen if it has nothing.
     pub fn read(&mut self, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Seen> {
-        match self.stream.read(&mut self.buffer[self.filled..]) {
+        let mut seen = self.read_once(&mut each)?;
+        while self.road.has_more() {
+            let more = self.read_once(&mut each)?;
+            seen.messages += more.messages;
+            seen.pongs += more.pongs;
+            seen.pings += more.pings;
+        }
+        Ok(seen)
+    }
+
+    fn read_once(&mut self, each: &mut impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Seen> {
+        match self.road.read(&mut self.buffer[self.filled..]) {
             Ok(0) => return Err(Error::new(ErrorCode::Unavailable, "The bus closed a connection.")),
             Ok(count) => self.filled += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Seen::default()),
@@ -102,7 +121,7 @@ impl Link {
             }
             Err(error) => return Err(failed(&error)),
         }
-        self.parse(&mut each)
+        self.parse(each)
     }
 
     fn parse(&mut self, each: &mut impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Seen> {

@@ -4,6 +4,7 @@ mod ask;
 mod flow;
 mod link;
 mod load;
+mod road;
 
 use std::{
     fmt::Write,
@@ -19,15 +20,22 @@ use atoll_contract::Error;
 use serde::Serialize;
 
 use self::{ask::Asker, flow::Flow, link::Target};
-use super::super::{Context, prompt};
+use super::{
+    super::{Context, prompt},
+    connect,
+};
 use crate::{
     args::BusBenchArgs,
+    client,
     errors::{self, Result},
     values::human_size,
 };
 
 /// A payload and its line must fit into what a client reads at a time.
 const MAX_SIZE: u64 = 8 << 20;
+
+/// Where NATS servers listen if nothing is said.
+const NATS_PORT: u16 = 4222;
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -57,7 +65,7 @@ struct Latency {
 }
 
 pub async fn run(context: &Context, args: BusBenchArgs) -> Result<()> {
-    let target = target(&args)?;
+    let target = target(context, &args)?;
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     let mut work = tokio::task::spawn_blocking(move || measure(&args, &target, &told));
@@ -101,20 +109,25 @@ fn measure(args: &BusBenchArgs, target: &Target, stop: &AtomicBool) -> Result<Re
     Ok(Report::new(done.published, done.delivered, done.time, before.delivered, args.size.0))
 }
 
-fn target(args: &BusBenchArgs) -> Result<Target> {
+fn target(context: &Context, args: &BusBenchArgs) -> Result<Target> {
     if args.size.0 > MAX_SIZE || args.batch.0 > MAX_SIZE {
         return Err(Error::invalid(format!("At most {} can be sent at a time.", human_size(MAX_SIZE))));
     }
     if args.groups.is_some_and(|groups| groups > args.subscribers) {
         return Err(Error::invalid("There are more queue groups than subscribers."));
     }
-    let address = args.server.strip_prefix("nats://").unwrap_or(&args.server);
-    let bad = |why: String| {
-        Error::invalid(format!("{:?} can't be measured: {why}.", args.server))
-            .mend("Write it as nats://NAME:PORT; TLS and WebSocket aren't measured.")
-    };
-    let mut found = address.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
+    let url = if args.server.contains("://") { args.server.clone() } else { format!("nats://{}", args.server) };
+    let url = connect::check(&url)?;
+    let bad = |why: String| Error::invalid(format!("{url} can't be measured: {why}.")).mend("Is it the right name?");
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let mut found = (host, url.port_or_known_default().unwrap_or(NATS_PORT)).to_socket_addrs().map_err(|error| bad(error.to_string()))?;
     let address = found.next().ok_or_else(|| bad("it has no address".into()))?;
+    // over TCP the server says whether it wants TLS
+    let trust = match (url.scheme(), &context.ca_file) {
+        ("ws", _) => None,
+        ("nats", None) => client::trusted(None).ok(),
+        (_, ca_file) => Some(client::trusted(ca_file.as_deref())?),
+    };
     let secret = |file: &Option<String>, what, flag| file.as_deref().map(|path| prompt::secret(Some(path), what, flag)).transpose();
     let connect = serde_json::json!({
         "verbose": false, "pedantic": false, "echo": true, "headers": true, "no_responders": true, "protocol": 1, "lang": "rust",
@@ -122,7 +135,7 @@ fn target(args: &BusBenchArgs) -> Result<Target> {
         "auth_token": secret(&args.token_file, "token", "--token-file")?,
         "user": args.user, "pass": secret(&args.password_file, "password", "--password-file")?,
     });
-    Ok(Target { address, connect: format!("CONNECT {connect}\r\n") })
+    Ok(Target { url, address, trust, connect: format!("CONNECT {connect}\r\n") })
 }
 
 impl Report {
