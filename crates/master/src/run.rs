@@ -133,18 +133,7 @@ impl Drop for RunningMaster {
 /// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
 pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
     config.check()?;
-    let tls = ServerTls::configured(
-        ("master.tls_certificate", config.tls_certificate.as_deref()),
-        ("master.tls_key", config.tls_key.as_deref()),
-        Protocol::Http,
-        clock.clone(),
-    )?;
-    let bus_tls = ServerTls::configured(
-        ("master.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
-        ("master.bus_tls_key", config.bus_tls_key.as_deref()),
-        Protocol::Nats,
-        clock.clone(),
-    )?;
+    let [tls, bus_tls] = certificates(&config, &clock)?;
     let cluster = cluster(&config).await?;
     let lock = lock_data_dir(&config.data_dir)?;
     let path = config.data_dir.join("master.db");
@@ -199,6 +188,23 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
     Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls: Some(calls), tasks, stop, lock })
+}
+
+/// Of `listen` and of `bus_listen`.
+fn certificates(config: &MasterConfig, clock: &SharedClock) -> Result<[Option<Arc<ServerTls>>; 2], Error> {
+    let http = ServerTls::configured(
+        ("master.tls_certificate", config.tls_certificate.as_deref()),
+        ("master.tls_key", config.tls_key.as_deref()),
+        Protocol::Http,
+        clock.clone(),
+    )?;
+    let bus = ServerTls::configured(
+        ("master.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
+        ("master.bus_tls_key", config.bus_tls_key.as_deref()),
+        Protocol::Nats,
+        clock.clone(),
+    )?;
+    Ok([http, bus])
 }
 
 /// What crosses between the master's bus and a cluster that other masters are on, too.
