@@ -177,6 +177,14 @@ fn a_cluster_with_an_authority_of_its_own() {
     let report: Value = serde_json::from_slice(&site.run(&["bus", "top", "--host", "a", "--once", "--json"]).stdout).unwrap();
     assert!(report["subscriptions"].as_u64().unwrap() > 0, "{report}");
     host.stop();
+
+    // a session is forgotten also where the master can't be trusted any more
+    fs::remove_file(&ca_file).unwrap();
+    let output = atoll(site.home.path()).arg("whoami").assert().code(2).get_output().clone();
+    assert!(text(&output.stderr).contains("ca.pem") && text(&output.stderr).contains("--ca-file"), "{}", text(&output.stderr));
+    let output = atoll(site.home.path()).arg("logout").assert().code(2).get_output().clone();
+    assert!(text(&output.stderr).contains("forgotten here"), "{}", text(&output.stderr));
+    atoll(site.home.path()).args(["whoami", "--master", &url]).assert().code(4);
 }
 
 #[test]

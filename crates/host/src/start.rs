@@ -61,18 +61,7 @@ pub async fn start(
     clock: SharedClock,
 ) -> Result<RunningHost, Error> {
     config.check()?;
-    let tls = ServerTls::configured(
-        ("host.tls_certificate", config.tls_certificate.as_deref()),
-        ("host.tls_key", config.tls_key.as_deref()),
-        Protocol::Http,
-        clock.clone(),
-    )?;
-    let bus_tls = ServerTls::configured(
-        ("host.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
-        ("host.bus_tls_key", config.bus_tls_key.as_deref()),
-        Protocol::Nats,
-        clock.clone(),
-    )?;
+    let [tls, bus_tls] = certificates(&config, &clock)?;
     let bus_url = config.bus_url(&identity.master_url);
     let bus_trust = master_trust(&config, &bus_url)?;
     make_private_dir(&config.data_dir)?;
@@ -187,6 +176,23 @@ impl Drop for RunningHost {
         self.projects.halt();
         self.cancel.cancel();
     }
+}
+
+/// Of `listen` and of `bus_listen`.
+fn certificates(config: &HostConfig, clock: &SharedClock) -> Result<[Option<Arc<ServerTls>>; 2], Error> {
+    let http = ServerTls::configured(
+        ("host.tls_certificate", config.tls_certificate.as_deref()),
+        ("host.tls_key", config.tls_key.as_deref()),
+        Protocol::Http,
+        clock.clone(),
+    )?;
+    let bus = ServerTls::configured(
+        ("host.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
+        ("host.bus_tls_key", config.bus_tls_key.as_deref()),
+        Protocol::Nats,
+        clock.clone(),
+    )?;
+    Ok([http, bus])
 }
 
 fn lock(data_dir: &Path) -> Result<File, Error> {

@@ -38,14 +38,6 @@ use crate::{
 };
 
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
-/// Bounds of HTTP beside `max_connections`: requests are small and some wait long for their answer.
-const HTTP: HttpLimits = HttpLimits {
-    connections: 0,
-    handshake: Duration::from_secs(10),
-    head: Duration::from_mins(1),
-    buffer: 64 << 10,
-    drain: Duration::from_secs(4),
-};
 /// How long each stage of a shutdown may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -133,18 +125,7 @@ impl Drop for RunningMaster {
 /// `invalid_config` with the key, file or address; nothing is served or changed then beyond what was brought up to date in the store.
 pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMaster, Error> {
     config.check()?;
-    let tls = ServerTls::configured(
-        ("master.tls_certificate", config.tls_certificate.as_deref()),
-        ("master.tls_key", config.tls_key.as_deref()),
-        Protocol::Http,
-        clock.clone(),
-    )?;
-    let bus_tls = ServerTls::configured(
-        ("master.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
-        ("master.bus_tls_key", config.bus_tls_key.as_deref()),
-        Protocol::Nats,
-        clock.clone(),
-    )?;
+    let [tls, bus_tls] = certificates(&config, &clock)?;
     let cluster = cluster(&config).await?;
     let lock = lock_data_dir(&config.data_dir)?;
     let path = config.data_dir.join("master.db");
@@ -193,12 +174,34 @@ pub async fn start(config: MasterConfig, clock: SharedClock) -> Result<RunningMa
         tasks.spawn(master.bus.serve_listener(listener, bus_tls, master.authenticator.clone(), stop.clone()));
     }
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let limits = HttpLimits { connections: config.max_connections, ..HTTP };
+    let limits = http_limits(config.max_connections);
     tasks.spawn(http::serve(listener, tls, api::router(master.clone()), limits, stop.clone()));
     let url = config.public_url.unwrap_or_else(|| format!("{scheme}://{}", reachable(addr)));
     tracing::info!(%addr, url, "the master serves");
     unless_started.disarm();
     Ok(RunningMaster { addr, bus_addr, url, master: Some(master), calls: Some(calls), tasks, stop, lock })
+}
+
+/// Requests are small, and a client may keep its connection between two of them for longer than a host's.
+fn http_limits(connections: usize) -> HttpLimits {
+    HttpLimits { connections, head: Duration::from_mins(1), buffer: 64 << 10, drain: Duration::from_secs(4), ..HttpLimits::default() }
+}
+
+/// Of `listen` and of `bus_listen`.
+fn certificates(config: &MasterConfig, clock: &SharedClock) -> Result<[Option<Arc<ServerTls>>; 2], Error> {
+    let http = ServerTls::configured(
+        ("master.tls_certificate", config.tls_certificate.as_deref()),
+        ("master.tls_key", config.tls_key.as_deref()),
+        Protocol::Http,
+        clock.clone(),
+    )?;
+    let bus = ServerTls::configured(
+        ("master.bus_tls_certificate", config.bus_tls_certificate.as_deref()),
+        ("master.bus_tls_key", config.bus_tls_key.as_deref()),
+        Protocol::Nats,
+        clock.clone(),
+    )?;
+    Ok([http, bus])
 }
 
 /// What crosses between the master's bus and a cluster that other masters are on, too.

@@ -10,9 +10,13 @@ use std::{
 use atoll_contract::{Error, ErrorCode, Timestamp};
 pub use rustls::ClientConfig;
 use rustls::{
-    CertificateError, RootCertStore, ServerConfig,
+    CertificateError, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 
 use crate::clock::SharedClock;
@@ -203,8 +207,57 @@ pub fn client_config(trust: Trust<'_>) -> Result<ClientConfig, Error> {
         return Err(Error::new(ErrorCode::InvalidConfig, "The system has no certificates that it trusts.")
             .mend("Install its package of certificates (ca-certificates), or name a CA file."));
     }
+    let broken = |error: String| Error::internal(format!("TLS can't be set up: {error}."));
+    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    let telling = Telling(usual.map_err(|error| broken(error.to_string()))?);
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    Ok(builder.map_err(|error| Error::internal(error.to_string()))?.with_root_certificates(roots).with_no_client_auth())
+    let builder = builder.map_err(|error| broken(error.to_string()))?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
+}
+
+/// The usual verifier, which decides everything; what it refuses is logged. The published NATS client, which connects again and again by itself, says
+/// of such a failure nothing but "IO error".
+#[derive(Debug)]
+struct Telling(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for Telling {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if let Err(rustls::Error::InvalidCertificate(why)) = &verified {
+            let (why, mend) = distrust(why);
+            tracing::warn!(server = %server_name.to_str(), mend, "a server isn't trusted: {why}");
+        }
+        verified
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// What failed in a handshake, if it was that which made a connection fail. `server` is how people know the other end: "The master at https://…".

@@ -59,7 +59,10 @@ pub async fn logout(context: &Context) -> Result<()> {
         credentials.current = credentials.masters.keys().next().cloned();
     }
     let ca_file = context.ca_file.as_ref().or(session.ca_file.as_ref());
-    let ended = Master::new(&url, Some(session.token), ca_file.map(PathBuf::as_path))?.logout().await;
+    let ended = match Master::new(&url, Some(session.token), ca_file.map(PathBuf::as_path)) {
+        Ok(master) => master.logout().await,
+        Err(error) => Err(error),
+    };
     // forgotten here in any case; a session that the master doesn't know any more is what was wanted
     credentials.save(&path)?;
     match ended {

@@ -32,7 +32,9 @@ A host of a cluster, as root, with volumes on a btrfs file system:
 name = \"a\"
 master_url = \"https://atoll.example.org\"
 listen = \"0.0.0.0:7430\"
-public_url = \"http://a.example.org:7430\"
+public_url = \"https://a.example.org:7430\"
+tls_certificate = \"/etc/atoll/cert.pem\"
+tls_key = \"/etc/atoll/key.pem\"
 region = \"eu-west\"
 labels = { disk = \"ssd\" }
 disk_reserve = \"20G\"
