@@ -48,13 +48,10 @@ impl Connection {
     /// Takes a publication into the run, if it goes the same way as what is there already and nothing has to be said about it alone.
     pub(super) fn join_run<'a>(&mut self, run: &mut Run<'a>, publish: &Publish<'a>) -> bool {
         let plain = self.connected && !self.verbose && (publish.reply.is_none() || !self.tell_no_responders);
-        if !plain {
+        // the rights' version once for the whole run, as the generation below: all of it had come before this look, so what is taken away later was
+        // still held when it was sent; the next run sees it, and so does the next read
+        if !plain || run.found.is_none() && self.rights_changed() {
             return false;
-        }
-        if run.found.is_none() {
-            // once for the whole run, as the generation below: all of it had come before this look, so what is taken away later was still held when
-            // it was sent; the next run sees it, and so does the next read
-            self.see_changed_rights();
         }
         let Ok(reply) = self.judge(publish) else { return false };
         let full = run.parts.len() >= MAX_MESSAGES || run.bytes + publish.size() > MAX_BYTES;

@@ -104,14 +104,20 @@ impl ClientParser {
 
     fn publish<'a>(&mut self, buffer: &'a [u8], rest: &'a [u8], next: usize, with_headers: bool) -> Result<Step<ClientOp<'a>>, Malformed> {
         let (all, count) = args::<4>(rest)?;
-        let (names, sizes) = Sizes::split(&all[..count], with_headers)?;
-        let (subject, reply) = match *names {
-            [subject] => (subject, None),
-            [subject, reply] => (subject, Some(reply)),
+        let (subject, reply, head, total) = match (with_headers, count) {
+            (false, 2) => (all[0], None, 0, number(all[1])?),
+            (false, 3) => (all[0], Some(all[1]), 0, number(all[2])?),
+            (true, 3) => (all[0], None, number(all[1])?, number(all[2])?),
+            (true, 4) => (all[0], Some(all[1]), number(all[2])?, number(all[3])?),
             _ => return Err(Malformed::Operation),
         };
-        let publish = |(headers, payload)| ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload });
-        Ok(self.reading.message(buffer, next, sizes)?.map(publish))
+        let sizes = Sizes { head, total };
+        Ok(match self.reading.message(buffer, next, sizes)? {
+            Step::Op { op: (headers, payload), consumed } => {
+                Step::Op { op: ClientOp::Publish(Publish { subject, reply, headers, with_headers, payload }), consumed }
+            }
+            Step::Need(bytes) => Step::Need(bytes),
+        })
     }
 }
 
