@@ -74,6 +74,12 @@ impl Site {
         atoll(self.home.path()).args(args).assert().success().get_output().clone()
     }
 
+    /// Makes the first account, and names the authority for its master once and for all.
+    fn set_up(&self, url: &str) {
+        let secrets = ["--token-file", "master/setup-token", "--password-file", "password"];
+        self.run(&[&["setup", "--master", url, "--ca-file", "ca.pem", "--name", "ada"], &secrets[..]].concat());
+    }
+
     fn config(&self, master: &str, host: &str) {
         let dir = self.home.path().display();
         let tls = format!("tls_certificate = \"{dir}/cert.pem\"\ntls_key = \"{dir}/key.pem\"\n");
@@ -144,19 +150,7 @@ fn a_cluster_with_an_authority_of_its_own() {
 
     // the authority is named once, and remembered with the login
     let ca_file = site.authority.ca_file();
-    site.run(&[
-        "setup",
-        "--master",
-        &url,
-        "--ca-file",
-        "ca.pem",
-        "--name",
-        "ada",
-        "--token-file",
-        "master/setup-token",
-        "--password-file",
-        "password",
-    ]);
+    site.set_up(&url);
     assert_eq!(text(&site.run(&["whoami"]).stdout), format!("ada (admin) at {url}\n"));
     atoll(site.home.path()).arg("logout").assert().success();
     atoll(site.home.path()).args(login).env("ATOLL_CA_FILE", &ca_file).assert().success();
@@ -224,19 +218,7 @@ fn up_with_certificates() {
     let (up, first) = Running::start(command.args(["up", "--config", "atoll.toml"]), "Make the first account: atoll setup --master ");
     let url = first.split(' ').next().unwrap();
     assert!(url.starts_with("https://127.0.0.1:"), "{url}");
-    site.run(&[
-        "setup",
-        "--master",
-        url,
-        "--ca-file",
-        "ca.pem",
-        "--name",
-        "ada",
-        "--token-file",
-        "master/setup-token",
-        "--password-file",
-        "password",
-    ]);
+    site.set_up(url);
     let list: Value = serde_json::from_slice(&site.run(&["host", "list", "--json"]).stdout).unwrap();
     assert_eq!(list["hosts"][0]["name"], "a");
     up.stop();

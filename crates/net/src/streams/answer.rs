@@ -8,8 +8,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{
+    ask::Answer,
     db::PackedPage,
-    engine::Answer,
     packed::{Records, StoredRecord},
     service::to_json,
 };

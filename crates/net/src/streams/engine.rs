@@ -13,7 +13,7 @@ use std::{
 
 use atoll_contract::{
     Error, ErrorCode,
-    streams::{Keys, StreamConfig, StreamInfo, StreamKind, StreamList, StreamName},
+    streams::{StreamKind, StreamList},
 };
 use tokio::{
     sync::{Semaphore, oneshot, watch},
@@ -22,7 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    db::{Db, PackedPage, ReadQuery},
+    ask::{Answer, Ask, Done, StreamId},
+    db::Db,
     fault::Fault,
     files,
     places::{Place, Places},
@@ -72,73 +73,11 @@ impl Default for StreamLimits {
     }
 }
 
-/// Which stream.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct StreamId {
-    /// Whose it is: the subjects' prefix, such as `project.<id>`.
-    pub owner: Arc<str>,
-    pub kind: StreamKind,
-    pub name: StreamName,
-}
-
-impl StreamId {
-    /// As people are told of it.
-    pub(super) fn what(&self) -> String {
-        match self.kind {
-            StreamKind::Log => format!("log {:?}", self.name.as_str()),
-            StreamKind::Kv => format!("key-value store {:?}", self.name.as_str()),
-        }
-    }
-}
-
-/// What is asked of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
-    Write(Write),
-    Read(ReadQuery),
-    Get {
-        key: String,
-        revision: Option<u64>,
-    },
-    Keys {
-        pattern: Option<String>,
-        after: String,
-        max_count: u32,
-    },
-    Info,
-    Configure(StreamConfig),
-    /// Deletes the whole stream.
-    Remove,
-    /// Begins anew after it was put aside as damaged.
-    Reset,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    Written(Outcome),
-    Page(PackedPage),
-    Keys(Keys),
-    Info(StreamInfo),
-    Done,
-}
-
-/// Is told what became of a request, once, on a thread that mustn't be blocked.
-pub type Done = Box<dyn FnOnce(Result<Answer, Error>) + Send>;
-
 pub(super) struct Job {
     pub(super) ask: Ask,
     pub(super) done: Done,
     /// Its bytes of those that may wait.
     pub(super) room: Place,
-}
-
-impl Ask {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Write(write) => write.data.len() + write.headers.len(),
-            _ => 0,
-        }
-    }
 }
 
 /// What has been committed to a stream, in order.

@@ -1,10 +1,11 @@
 //! Streams: append-only logs and key-value stores by name, kept in SQLite, one file each, and served over a bus. docs/reference/streams.md says how
 //! they are used. (The windowed bytes of terminals and commands are [`crate::byte_stream`].)
 //!
-//! `service` takes requests from the bus and publishes changes; `engine` queues them and bounds files and threads; `turn` does what waits for one
+//! `service` takes requests from the bus and publishes changes; `engine` queues them (`ask` is what they say) and bounds files and threads (`places`: what one project may have of it); `turn` does what waits for one
 //! stream; `db` and `write` have the SQL; `files` the names on disk. [`Log`], [`Kv`] and [`Feed`] are a client's side.
 
 mod answer;
+mod ask;
 mod client;
 mod db;
 mod engine;
@@ -19,8 +20,9 @@ mod turn;
 mod write;
 
 pub use answer::END_OF_PAGE;
+pub use ask::StreamId;
 pub use client::{Entry, Kv, Log, Pages, RawPage, RawStream, WriteOptions};
-pub use engine::{Barred, StreamId, StreamLimits};
+pub use engine::{Barred, StreamLimits};
 pub use feed::{Change, Feed, TypedFeed};
 pub use packed::{RECORD_OVERHEAD, Records, StoredRecord};
 pub use publisher::{BEHIND, REMOVED};

@@ -12,7 +12,8 @@ use atoll_contract::streams::{self, StreamKind};
 
 use super::{
     answer::record_message,
-    engine::{Event, StreamId},
+    ask::StreamId,
+    engine::Event,
     packed::{StoredRecord, unpack_headers},
 };
 use crate::bus::{Conn, Headers, Message};

@@ -21,8 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     answer::{self, Form},
+    ask::{Answer, Ask, StreamId},
     db::ReadQuery,
-    engine::{Answer, Ask, Barred, Engine, StreamId, StreamLimits},
+    engine::{Barred, Engine, StreamLimits},
     packed::kept_headers,
     places::Places,
     publisher::Publisher,

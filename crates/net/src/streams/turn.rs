@@ -5,8 +5,9 @@ use std::sync::Arc;
 use atoll_contract::{Error, ErrorCode};
 
 use super::{
+    ask::{Answer, Ask, Done, StreamId},
     db::Db,
-    engine::{Answer, Ask, Done, Engine, Event, Job, StreamId, Turn},
+    engine::{Engine, Event, Job, Turn},
     fault::Fault,
     files::Files,
     write::{Write, check_config},

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     RawStream, Roots, StreamId, StreamLimits, StreamService, WriteOptions,
-    engine::{Answer, Ask, Engine},
+    ask::{Answer, Ask},
+    engine::Engine,
 };
 use crate::{
     bus::{BusLimits, Conn, Headers, Message, Router},
