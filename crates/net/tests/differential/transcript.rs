@@ -33,8 +33,9 @@ impl Reader {
         self.rest.extend_from_slice(bytes);
         while let Some((event, size)) = event(&self.rest) {
             self.rest.drain(..size);
-            // when a server asks whether one is there is its own affair
-            if event != "PING" {
+            // when a server asks whether one is there is its own affair, and newer ones send INFO again after CONNECT
+            let free = event == "PING" || event == "INFO" && !self.events.is_empty();
+            if !free {
                 self.events.push(event);
             }
         }
@@ -56,10 +57,14 @@ fn event(bytes: &[u8]) -> Option<(String, usize)> {
     if line.starts_with(b"MSG ") || line.starts_with(b"HMSG ") {
         let size: usize = std::str::from_utf8(line.rsplit(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
         let body = bytes.get(next..next + size + 2)?;
+        if is_no_responders(body) {
+            let subject = line.split(|byte| *byte == b' ').nth(1)?;
+            return Some((format!("HMSG {} 16 16 | {}", shown(subject), shown(NO_RESPONDERS)), next + size + 2));
+        }
         // leading zeros of a size are sent on there, and aren't here
         let head = line.iter().rposition(|byte| *byte == b' ').map_or(line, |at| &line[..at]);
         let text = format!("{} {size} | {}", shown(head), shown(body));
-        return Some((if body == NO_RESPONDERS { without_sid(&text).unwrap_or(text) } else { text }, next + size + 2));
+        return Some((text, next + size + 2));
     }
     Some((shown(line), next))
 }
@@ -90,6 +95,15 @@ fn without_sid(event: &str) -> Option<String> {
 
 /// A message's body, when it says that nobody responds.
 const NO_RESPONDERS: &[u8] = b"NATS/1.0 503\r\n\r\n\r\n";
+
+/// Whether it says that; newer servers name the subject in it. Which of the client's subscriptions gets it is free.
+fn is_no_responders(body: &[u8]) -> bool {
+    body == NO_RESPONDERS
+        || body.strip_prefix(b"NATS/1.0 503\r\nNats-Subject: ").is_some_and(|rest| {
+            // one line, and the end of headers and payload behind it
+            rest.strip_suffix(b"\r\n\r\n\r\n").is_some_and(|subject| !subject.contains(&b'\r'))
+        })
+}
 
 /// Takes what members of queue groups got out of the connections, sorted: which member gets a message is free, that one does isn't.
 pub(crate) fn take_queued(connections: &mut [Vec<String>], sids: &[String]) -> Vec<String> {
