@@ -10,6 +10,7 @@ mod hub;
 mod lifecycle;
 mod memory;
 mod nats;
+mod operator;
 mod protocol;
 mod rights;
 mod slow;
