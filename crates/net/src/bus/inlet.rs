@@ -86,6 +86,13 @@ impl Inlet {
     }
 }
 
+/// Whoever drops the feeding end ends the subscription.
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl State {
     /// Forgets the sizes of all but so many that are still queued.
     fn forget_read(&mut self, queued: usize) {
@@ -234,6 +241,15 @@ mod tests {
         assert_eq!(budget.used(), 0);
         assert_ne!(inlet.push(Message::new("a", "x")), Pushed::Full);
         assert_eq!(waits.await.unwrap().payload, "x");
+    }
+
+    #[tokio::test]
+    async fn a_subscription_ends_with_its_feeding_end() {
+        let (inlet, mut receiver) = Inlet::new(4, 1000, &Budget::unlimited());
+        inlet.push(Message::new("a", "x"));
+        drop(inlet);
+        assert_eq!(receiver.recv().await.unwrap().payload, "x");
+        assert_eq!(receiver.recv().await, None);
     }
 
     #[test]
