@@ -41,6 +41,23 @@ impl Authority {
         put(&self.key(), &key.serialize_pem())
     }
 
+    /// A server's certificate that is an authority's and its own, as `openssl req -x509` makes it if it isn't told otherwise.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn self_signed(dir: &Path) -> io::Result<Self> {
+        let key = KeyPair::generate().map_err(io::Error::other)?;
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).map_err(io::Error::other)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).map_err(io::Error::other)?.pem();
+        let private = key.serialize_pem();
+        let authority = Self { issuer: Issuer::new(params, key), dir: dir.into() };
+        put(&authority.ca_file(), &certificate)?;
+        put(&authority.certificate(), &certificate)?;
+        put(&authority.key(), &private)?;
+        Ok(authority)
+    }
+
     /// Who trusts this file trusts the servers.
     pub fn ca_file(&self) -> PathBuf {
         self.dir.join("ca.pem")

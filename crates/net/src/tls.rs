@@ -293,6 +293,11 @@ fn distrust(why: &CertificateError) -> (String, &'static str) {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             ("its certificate is for another name".into(), "Use a name or address that is in the certificate.")
         }
+        // rustls has no name for it and passes on webpki's
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => (
+            "its certificate is an authority's, and a server's must not be".into(),
+            "Make one with basicConstraints CA:FALSE, which `openssl req -x509` doesn't by itself; docs/runbooks/tls.md has the commands.",
+        ),
         other => (other.to_string().trim_end_matches('.').to_owned(), ""),
     }
 }

@@ -109,6 +109,14 @@ async fn who_is_not_trusted_is_told_as_that() {
     let told = handshake_error("The master at https://m", &error).unwrap();
     assert_eq!((told.code, told.retry), (ErrorCode::Untrusted, false));
     assert!(told.message.starts_with("The master at https://m isn't trusted") && told.mend.contains("--ca-file"), "{told:?}");
+    let own = tempfile::tempdir().unwrap();
+    let authority = Authority::self_signed(own.path()).unwrap();
+    let tls = ServerTls::load(&authority.certificate(), &authority.key(), Protocol::Http, served.clock.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    tokio::spawn(http::serve(listener, Some(Arc::new(tls)), axum::Router::new(), HttpLimits::default(), served.cancel.clone()));
+    let told = handshake_error("It", &client(&authority.ca_file()).get(url).send().await.unwrap_err()).unwrap();
+    assert!(told.message.contains("an authority's") && told.mend.contains("CA:FALSE"), "{told:?}");
     // the whole of 127.0.0.0/8 is this machine, and only one of its addresses is in the certificate
     let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
