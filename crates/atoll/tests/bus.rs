@@ -71,9 +71,17 @@ impl Bus {
         if let Some(authority) = &authority {
             command.arg("--tls-certificate").arg(authority.certificate()).arg("--tls-key").arg(authority.key());
         }
-        let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
-        let mut line = String::new();
-        BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (mut line, mut tries) = (String::new(), 0);
+        let server = loop {
+            let mut server = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+            BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            if !line.is_empty() {
+                break server;
+            }
+            // an address that was another bus's a moment ago may be that of somebody's connection for another moment
+            tries += 1;
+            assert!(tries < 100, "no bus can be had at {listen}");
+        };
         let said: Value = serde_json::from_str(&line).unwrap();
         let address = |name: &str| said[name].as_str().unwrap().parse().unwrap();
         Self { home, tcp: address("listen"), websocket: address("websocket"), authority, _server: server }

@@ -90,8 +90,17 @@ fn any() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
 
+/// An address that was free a moment ago may be that of somebody's connection for another moment.
 async fn listen(address: SocketAddr) -> TcpListener {
-    TcpListener::bind(address).await.unwrap()
+    let bound = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::time::sleep(Duration::from_millis(20)).await,
+                bound => break bound.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(SOON, bound).await.expect("in time")
 }
 
 /// One bus after the other at the same addresses, each without a memory of the one before.
