@@ -140,9 +140,10 @@ fn pipes_sockets_and_devices_are_never_opened() {
     mknodat(CWD, world.at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(world.at("socket")).unwrap();
     symlink("pipe", world.at("to-pipe")).unwrap();
-    // a writer that waits for a reader isn't woken by a look
-    let (waiting, spare) = (world.at("pipe"), world.dir().join("spare"));
-    fs::hard_link(&waiting, &spare).unwrap();
+    // a writer that waits for a reader isn't woken by a look; by a name that stays the pipe's, however late it comes to it
+    let spare = world.dir().join("spare");
+    fs::hard_link(world.at("pipe"), &spare).unwrap();
+    let waiting = spare.clone();
     let writer_thread = std::thread::spawn(move || fs::OpenOptions::new().write(true).open(waiting).map(drop));
     for name in ["pipe", "socket", "to-pipe"] {
         assert!(matches!(world.root.find(&reader(), &path(name)), Err(Fault::Special)), "{name}");
