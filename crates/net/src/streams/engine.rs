@@ -26,7 +26,7 @@ use super::{
     db::Db,
     fault::Fault,
     files,
-    places::{Place, Places},
+    places::Places,
     turn,
     write::{Outcome, Write},
 };
@@ -76,8 +76,6 @@ impl Default for StreamLimits {
 pub(super) struct Job {
     pub(super) ask: Ask,
     pub(super) done: Done,
-    /// Its bytes of those that may wait.
-    pub(super) room: Place,
 }
 
 /// What has been committed to a stream, in order.
@@ -161,7 +159,12 @@ impl Engine {
         let Some(room) = self.waiting_bytes.take(&id.owner, ask.bytes()) else {
             return done(Err(busy("the project's or the host's streams")));
         };
-        if let Err(refused) = self.enqueue(id, dir, Job { ask, done, room }) {
+        // before anyone hears of it: who then sends more finds the room
+        let done = Box::new(move |result| {
+            drop(room);
+            done(result);
+        });
+        if let Err(refused) = self.enqueue(id, dir, Job { ask, done }) {
             let (error, job) = *refused;
             (job.done)(Err(error));
         }

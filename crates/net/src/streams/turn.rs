@@ -23,9 +23,7 @@ pub(super) fn run(engine: &Engine, turn: Turn) -> (Option<Box<Db>>, Option<u64>)
         return (None, None);
     }
     let (mut writes, mut others) = (Vec::new(), Vec::new());
-    let mut rooms = Vec::with_capacity(jobs.len());
-    for Job { ask, done, room } in jobs {
-        rooms.push(room);
+    for Job { ask, done } in jobs {
         match ask {
             Ask::Write(write) => writes.push((write, done)),
             ask => others.push((ask, done)),
@@ -38,7 +36,6 @@ pub(super) fn run(engine: &Engine, turn: Turn) -> (Option<Box<Db>>, Option<u64>)
         let answer = desk.other(ask);
         done(answer);
     }
-    drop(rooms);
     // what can be done after the answers is done after them
     if let Some(db) = &mut desk.db
         && let Err(fault) = db.prune(engine.clock.now()).and_then(|()| db.read_ahead(|| engine.ahead.clone().try_acquire_owned().ok()))
